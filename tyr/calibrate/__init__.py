@@ -1,0 +1,1 @@
+"""Calibration: hidden states in flight and the statistics read from them."""

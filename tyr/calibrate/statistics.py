@@ -1,0 +1,80 @@
+"""Second-moment statistics of a sublayer's features over the calibration text.
+
+H = XᵀX (Section 2.2) and, for the corrected target, the cross moments with the dense stream.
+Products of a batch are formed in float32 (bf16 inputs on CUDA multiply in bf16 and return float32)
+and added up in float32 or better; sums run in batch order, so a repeated run is bit-identical.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tyr.linalg import solve_dtype
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Moments of the features X̂ of one sublayer on the pruned stream.
+
+    Args:
+        hessian: (d_in, d_in), X̂ᵀX̂, undamped.
+        cross: (d_in, d_in), X̂ᵀX with the dense stream's features X, or None.
+        residual: (d_in, C), X̂ᵀ(r − r̂) with the streams' hidden states, or None.
+        num_tokens: positions summed over.
+    """
+
+    hessian: Tensor
+    cross: Tensor | None
+    residual: Tensor | None
+    num_tokens: int
+
+
+def gram(left: Tensor, right: Tensor) -> Tensor:
+    """leftᵀ·right over tokens: (N, a), (N, b) -> (a, b), float32.
+
+    bf16 products are exact in float32, so on CUDA the bf16 tensor cores give the float32 result
+    several times faster than casting first.
+    """
+    if left.is_cuda and left.dtype == torch.bfloat16 and right.dtype == torch.bfloat16:
+        return torch.mm(left.mT, right, out_dtype=torch.float32)
+    return left.float().mT @ right.float()
+
+
+def collect(
+    pruned: Iterable[tuple[Tensor, Tensor]], dense: Iterable[tuple[Tensor, Tensor]] | None
+) -> Statistics:
+    """Accumulate the moments over aligned batches of the pruned and (if given) the dense stream.
+
+    Args:
+        pruned: (hidden (B, T, C), features (B, T, d_in)) per batch.
+        dense: the same of the dense stream, or None when the target does not need it.
+    """
+    hessian = cross = residual = None
+    num_tokens = 0
+    others: Iterable[tuple[Tensor, Tensor] | None]
+    others = dense if dense is not None else _nothing()
+    for (hidden, features), other in zip(pruned, others, strict=False):
+        flat = features.flatten(0, 1)  # (B·T, d_in)
+        num_tokens += len(flat)
+        hessian = _add(hessian, gram(flat, flat))
+        if other is not None:
+            dense_hidden, dense_features = other
+            cross = _add(cross, gram(flat, dense_features.flatten(0, 1)))
+            residual = _add(residual, gram(flat, (dense_hidden - hidden).flatten(0, 1)))
+    if hessian is None:
+        raise ValueError("statistics need at least one batch")
+    return Statistics(hessian, cross, residual, num_tokens)
+
+
+def _add(total: Tensor | None, part: Tensor) -> Tensor:
+    wide = part.to(solve_dtype(part.device))
+    return wide if total is None else total.add_(wide)
+
+
+def _nothing() -> Iterable[None]:
+    while True:
+        yield None

@@ -1,0 +1,36 @@
+"""The errors tyr raises when its input, its files or its numbers are not what they must be.
+
+Every one derives from `TyrError` and from the builtin it is kin to, so callers may catch either. A
+message says what was expected, what came, and what to do next. Faults of tyr itself are not
+wrapped: they surface as ordinary exceptions with a traceback.
+"""
+
+from __future__ import annotations
+
+
+class TyrError(Exception):
+    """Something outside tyr's code is wrong; the message says what to do about it."""
+
+
+class ConfigError(TyrError, ValueError):
+    """A setting is out of range, unknown, or contradicts another."""
+
+
+class ModelError(TyrError, ValueError):
+    """A model directory or architecture cannot be pruned."""
+
+
+class DataError(TyrError, ValueError):
+    """A text source is missing, malformed or too small."""
+
+
+class NumericsError(TyrError, ArithmeticError):
+    """A factorisation failed or an activation is not finite."""
+
+
+class StoreError(TyrError, OSError):
+    """A supernet or run file is missing, damaged, or does not fit on the disk."""
+
+
+class ResumeError(TyrError, RuntimeError):
+    """A run directory cannot be continued by this configuration."""

@@ -1,0 +1,1 @@
+"""Measuring models; nothing here knows how they were pruned."""

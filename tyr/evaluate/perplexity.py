@@ -1,0 +1,88 @@
+"""Perplexity and KL on the evaluation windows.
+
+Protocol: the evaluation text is cut into non-overlapping windows of `data.sequence_length` tokens
+(stride = window), no special token is added, each window is scored on its own with T − 1
+next-token predictions, and perplexity is exp of the mean loss over all of them. On equal windows
+this is transformers' own loss. It is the protocol of GPTQ and SparseGPT, which the paper follows.
+
+A model is anything that gives final hidden states and a vocabulary projection, so dense, sliced
+and exported models are measured by the same code.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tyr.errors import ConfigError, NumericsError
+from tyr.losses import kl_divergences, next_token_losses
+
+
+class LanguageModel(Protocol):
+    """What is needed of a model to measure it."""
+
+    @property
+    def head(self) -> Tensor:
+        """(V, C), vocabulary projection."""
+
+    def final_hidden(self, tokens: Tensor) -> Tensor:
+        """(N, T) int64 -> (N, T, C), hidden states after the final norm."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How good a model is on the evaluation text.
+
+    Args:
+        perplexity: exp of the mean next-token loss.
+        kl: mean KL(reference ‖ model) per token, nats, over all T positions of a window.
+    """
+
+    perplexity: float
+    kl: float
+
+
+class PerplexityEvaluator:
+    """Measures perplexity and the distance to a reference model.
+
+    Args:
+        batch_tokens: positions per forward batch.
+        uniform_baseline: also prune to the uniform allocation and measure that model.
+    """
+
+    def __init__(self, *, batch_tokens: int = 8192, uniform_baseline: bool = True) -> None:
+        if batch_tokens < 1:
+            raise ConfigError(f"evaluator.batch_tokens must be at least 1, got {batch_tokens}")
+        self.batch_tokens = batch_tokens
+        self.uniform_baseline = uniform_baseline
+
+    @torch.no_grad()
+    def evaluate(
+        self, model: LanguageModel, windows: Tensor, *, reference: LanguageModel
+    ) -> Quality:
+        """Perplexity of `model` and its KL from `reference` (itself: 0) on the windows.
+
+        Args:
+            model: what to measure.
+            windows: (K, T) int64, T at least 2.
+            reference: the dense model.
+
+        Raises:
+            NumericsError: the loss is NaN or infinite.
+        """
+        loss = divergence = 0.0
+        for batch in windows.split(max(1, self.batch_tokens // windows.shape[1])):
+            tokens = batch.to(model.head.device)
+            hidden = model.final_hidden(tokens)
+            share = len(batch) / len(windows)
+            loss += share * next_token_losses(tokens, [hidden], model.head)[0]
+            if model is not reference:
+                teacher = reference.final_hidden(tokens)
+                divergence += share * kl_divergences(teacher, [hidden], model.head)[0]
+        if not math.isfinite(loss + divergence):
+            raise NumericsError(f"the evaluation loss is {loss} with KL {divergence}: not finite")
+        return Quality(math.exp(loss), divergence)

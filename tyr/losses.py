@@ -1,0 +1,67 @@
+"""Losses over the full vocabulary, from hidden states, a chunk of positions at a time.
+
+Neither a (tokens, vocabulary) tensor for a batch nor stored teacher logits ever exist (Eq. 8 for a
+search text of 131,072 tokens and a vocabulary of 128,256 would need 67 GB in float32). Logits are
+formed in the precision of the states and reduced in float32; sums over positions are float64.
+
+Letters: N sequences, T positions, C hidden width, V vocabulary, P positions of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+
+def position_chunks(num_positions: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
+    """Slices of positions whose logits fit the cache of a CPU or a small part of a GPU."""
+    elements = 1 << 21 if device.type == "cpu" else 1 << 27
+    width = max(1, elements // vocabulary)
+    return (slice(start, start + width) for start in range(0, num_positions, width))
+
+
+def kl_divergences(teacher: Tensor, students: Sequence[Tensor], head: Tensor) -> list[float]:
+    """Mean KL(teacher ‖ student) over positions with the full vocabulary, nats.
+
+    KL = Σ p·log p − Σ p·z + logsumexp(z): of each student only its logits z of one chunk exist.
+
+    Args:
+        teacher: (N, T, C), final hidden states of the dense model.
+        students: each (N, T, C).
+        head: (V, C).
+    """
+    dense = teacher.flatten(0, 1)
+    sparse = [student.flatten(0, 1) for student in students]
+    totals = torch.zeros(len(students), dtype=torch.float64, device=head.device)
+    for chunk in position_chunks(len(dense), len(head), head.device):
+        log_p = torch.log_softmax((dense[chunk] @ head.mT).float(), dim=-1)  # (P, V)
+        p = log_p.exp()
+        negentropy = torch.linalg.vecdot(p, log_p).double().sum()
+        for index, student in enumerate(sparse):
+            logits = (student[chunk] @ head.mT).float()
+            log_q = torch.linalg.vecdot(p, logits) - logits.logsumexp(dim=-1)  # Σ p·log q
+            totals[index] += negentropy - log_q.double().sum()
+    return [float(total) / len(dense) for total in totals]
+
+
+def next_token_losses(tokens: Tensor, students: Sequence[Tensor], head: Tensor) -> list[float]:
+    """Mean next-token cross entropy of each student, nats; T − 1 predictions per sequence.
+
+    Args:
+        tokens: (N, T).
+        students: each (N, T, C), final hidden states.
+        head: (V, C).
+    """
+    labels = tokens[:, 1:].flatten()
+    losses = []
+    for student in students:
+        hidden = student[:, :-1].flatten(0, 1)
+        total = torch.zeros((), dtype=torch.float64, device=head.device)
+        for chunk in position_chunks(len(labels), len(head), head.device):
+            logits = (hidden[chunk] @ head.mT).float()
+            chosen = logits.gather(1, labels[chunk, None])[:, 0]
+            total += (logits.logsumexp(dim=-1) - chosen).double().sum()
+        losses.append(float(total) / len(labels))
+    return losses

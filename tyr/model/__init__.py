@@ -1,0 +1,1 @@
+"""Loading dense decoders and running their sublayers, whole or sliced."""

@@ -1,0 +1,259 @@
+"""Load a dense causal LM: from a directory, from the hub, or with random weights.
+
+Every check that can be made from the configuration alone is made before a single weight is read.
+Weights are computed in `compute_dtype` (float32 on CPU) and stored in the checkpoint's own dtype.
+No model is downloaded unless its path is a hub name.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from tyr.errors import ConfigError, ModelError
+from tyr.model.architecture import architecture_of
+from tyr.model.decoder import Decoder
+from tyr.model.sublayer import AttentionUnit
+
+logger = logging.getLogger(__name__)
+
+BUILT_IN = Path(__file__).parent.parent / "assets" / "tiny"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelSource(Protocol):
+    """Something that can be checked cheaply and then loaded."""
+
+    name: str
+
+    def configuration(self) -> PretrainedConfig:
+        """The stock configuration, without weights.
+
+        Raises:
+            ModelError: missing, quantised or unsupported.
+        """
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """Its tokenizer.
+
+        Raises:
+            ModelError: there is none that can be used.
+        """
+
+    def load(self, *, device: torch.device, attention_unit: AttentionUnit) -> Decoder:
+        """The model, its tokenizer and its sublayers."""
+
+
+def parse_dtype(name: str, *, key: str, auto: torch.dtype) -> torch.dtype:
+    """A dtype by name; `auto` gives the default handed in.
+
+    Raises:
+        ConfigError: unknown name.
+    """
+    if name == "auto":
+        return auto
+    if name not in DTYPES:
+        raise ConfigError(f"{key} must be auto or one of {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+class PretrainedModel:
+    """A checkpoint in a local directory or on the hub.
+
+    Args:
+        path: directory or hub name; `built-in` is the model shipped with tyr.
+        name: short name for reports and run directories; default: last part of the path.
+        revision: hub revision.
+        dtype: precision of structures and exports; auto: the checkpoint's.
+        compute_dtype: auto: float32 on CPU, `dtype` elsewhere.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        name: str | None = None,
+        revision: str = "main",
+        dtype: str = "auto",
+        compute_dtype: str = "auto",
+    ) -> None:
+        parse_dtype(dtype, key="model.dtype", auto=torch.float32)
+        parse_dtype(compute_dtype, key="model.compute_dtype", auto=torch.float32)
+        self.path = str(BUILT_IN) if path == "built-in" else str(path)
+        self.name = name or Path(self.path).name
+        self.revision = revision
+        self._dtype = dtype
+        self._compute_dtype = compute_dtype
+
+    def configuration(self) -> PretrainedConfig:
+        """The checked configuration. See `ModelSource.configuration`."""
+        self._check_directory()
+        try:
+            config = AutoConfig.from_pretrained(self.path, revision=self.revision)
+        except (OSError, ValueError) as error:
+            raise ModelError(
+                f"cannot read a model configuration from {self.path}: {_first_line(error)}; "
+                f"give a directory that holds config.json (model=local model.path=DIR) or a hub "
+                f"name that this machine can reach"
+            ) from error
+        architecture_of(config, source=self.path)
+        return cast(PretrainedConfig, config)
+
+    def load(self, *, device: torch.device, attention_unit: AttentionUnit = "head") -> Decoder:
+        """Read weights and tokenizer. See `ModelSource.load`."""
+        config = self.configuration()
+        tokenizer = self.tokenizer()
+        stored = getattr(config, "dtype", None) or torch.float32
+        storage = parse_dtype(self._dtype, key="model.dtype", auto=stored)
+        compute = _compute_dtype(self._compute_dtype, storage, device)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                self.path, revision=self.revision, dtype=compute, attn_implementation="sdpa"
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(
+                f"cannot read the weights of {self.path}: {_first_line(error)}"
+            ) from error
+        logger.info("loaded %s: %s weights, computing in %s", self.path, storage, compute)
+        return Decoder(
+            model.to(device),
+            tokenizer,
+            architecture=architecture_of(config, source=self.path),
+            storage_dtype=storage,
+            attention_unit=attention_unit,
+            name=self.name,
+        )
+
+    def _check_directory(self) -> None:
+        path = Path(self.path)
+        looks_local = self.path.startswith((".", "/", "~")) or path.exists()
+        if not looks_local:
+            return
+        if not path.is_dir():
+            what = "is a file" if path.exists() else "does not exist"
+            raise ModelError(
+                f"model.path={self.path} {what}: expected a directory with config.json, "
+                f"safetensors weights and a tokenizer"
+            )
+        if not (path / "config.json").is_file():
+            raise ModelError(
+                f"{self.path} holds no config.json: not a Hugging Face model directory"
+            )
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """See `ModelSource.tokenizer`."""
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.path, revision=self.revision)
+        except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
+            raise ModelError(_no_tokenizer(self.path, _first_line(error))) from error
+        if len(tokenizer) == 0:
+            raise ModelError(_no_tokenizer(self.path, "the tokenizer has no entries"))
+        return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+class RandomModel:
+    """A model with random weights, for benchmarks and tests.
+
+    Args:
+        config: `model_type` plus any fields of its transformers configuration.
+        name: short name.
+        seed: of the weights.
+        dtype: as in `PretrainedModel`.
+        compute_dtype: as in `PretrainedModel`.
+        tokenizer_path: tokenizer to read text with; its ids must fit the vocabulary.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        name: str = "random",
+        seed: int = 0,
+        dtype: str = "float32",
+        compute_dtype: str = "auto",
+        tokenizer_path: str = "built-in",
+    ) -> None:
+        fields = dict(config)
+        if "model_type" not in fields:
+            raise ConfigError("model.config needs a model_type, e.g. llama")
+        self._model_type = str(fields.pop("model_type"))
+        self._fields = fields
+        self.name = name
+        self._seed = seed
+        self._dtype = dtype
+        self._compute_dtype = compute_dtype
+        self._tokenizer_source = PretrainedModel(tokenizer_path)
+
+    def configuration(self) -> PretrainedConfig:
+        """The configuration built from the given fields."""
+        try:
+            config = AutoConfig.for_model(self._model_type, **self._fields)
+        except ValueError as error:
+            raise ModelError(f"model.config: {_first_line(error)}") from error
+        architecture_of(config, source=self.name)
+        return cast(PretrainedConfig, config)
+
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The borrowed tokenizer. See `ModelSource.tokenizer`."""
+        tokenizer = self._tokenizer_source.tokenizer()
+        config = self.configuration()
+        if len(tokenizer) > config.vocab_size:
+            raise ModelError(
+                f"the tokenizer has {len(tokenizer)} entries but model.config.vocab_size is "
+                f"{config.vocab_size}: raise it or name another model.tokenizer_path"
+            )
+        return tokenizer
+
+    def load(self, *, device: torch.device, attention_unit: AttentionUnit = "head") -> Decoder:
+        """Draw the weights. See `ModelSource.load`."""
+        config = self.configuration()
+        tokenizer = self.tokenizer()
+        storage = parse_dtype(self._dtype, key="model.dtype", auto=torch.float32)
+        model = random_weights(config, seed=self._seed)
+        architecture = architecture_of(config, source=self.name)
+        compute = _compute_dtype(self._compute_dtype, storage, device)
+        return Decoder(
+            cast(PreTrainedModel, cast(Any, model.to(storage)).to(device=device, dtype=compute)),
+            tokenizer,
+            architecture=architecture,
+            storage_dtype=storage,
+            attention_unit=attention_unit,
+            name=self.name,
+        )
+
+
+def random_weights(config: PretrainedConfig, *, seed: int) -> PreTrainedModel:
+    """A model of this configuration; the global random state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
+    return cast(PreTrainedModel, model)
+
+
+def _compute_dtype(name: str, storage: torch.dtype, device: torch.device) -> torch.dtype:
+    auto = torch.float32 if device.type == "cpu" else storage
+    return parse_dtype(name, key="model.compute_dtype", auto=auto)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
+def _no_tokenizer(path: str, reason: str) -> str:
+    return (
+        f"{path} has no usable tokenizer ({reason}): put tokenizer.json and tokenizer_config.json "
+        f"beside config.json"
+    )

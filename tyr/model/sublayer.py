@@ -1,0 +1,240 @@
+"""A sublayer: one attention or FFN module that can run dense, or with some of its units removed.
+
+The *stock* transformers module computes everything up to the output projection, with sliced
+parameters handed in through `torch.func.functional_call`; the output projection itself is applied
+here, because it is the weight that pruning changes. Removing columns of that projection and the
+matching rows of q/k/v or gate/up gives exactly the masked dense module (Section 2.2).
+
+Letters: B sequences, T positions, C hidden width, U kept units, D rows of the projection per unit.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional
+
+from tyr.errors import ConfigError
+from tyr.model.architecture import Architecture
+from tyr.sparsity import SublayerId
+
+AttentionUnit = Literal["head", "kv_group"]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One pruned copy of a sublayer.
+
+    Args:
+        kept: (U,), int64, ascending: the units that stay.
+        weight: (C, U·D), output-projection weight restricted to the kept units, torch orientation.
+    """
+
+    kept: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """What attention needs beside the hidden states; shared by all blocks.
+
+    Args:
+        position_embeddings: cos and sin, each (1, T, D).
+        attention_masks: sliding window (or None) to mask (1, 1, T, T), or None for plain causal.
+    """
+
+    position_embeddings: tuple[Tensor, Tensor]
+    attention_masks: Mapping[int | None, Tensor | None]
+
+
+@dataclass(frozen=True)
+class SlicedWeights:
+    """Parameters of a sublayer restricted to a structure, in compute precision.
+
+    Args:
+        parameters: input-side parameters by name (q/k/v or gate/up, with biases).
+        output: (C, U·D), the output projection.
+        query_groups: query heads per KV head; 0 for an FFN.
+    """
+
+    parameters: Mapping[str, Tensor]
+    output: Tensor
+    query_groups: int
+
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """Which query and KV heads a pruned attention runs, and how they pair up.
+
+    Args:
+        query: kept query heads, ascending.
+        key_value: for each KV head that runs, its dense index (repeats when groups are uneven).
+        query_groups: query heads per running KV head.
+    """
+
+    query: tuple[int, ...]
+    key_value: tuple[int, ...]
+    query_groups: int
+
+
+def head_layout(kept_heads: list[int], groups: int) -> HeadLayout:
+    """Pair kept query heads with KV heads.
+
+    KV heads without a query go. If every remaining KV head serves equally many queries, grouped
+    attention stays grouped; otherwise each query head gets its own copy of its KV head, which is
+    exact and which the stock module runs as `num_key_value_groups = 1`.
+    """
+    used = sorted({head // groups for head in kept_heads})
+    sizes = {kv: sum(head // groups == kv for head in kept_heads) for kv in used}
+    if len(set(sizes.values())) <= 1:
+        return HeadLayout(tuple(kept_heads), tuple(used), next(iter(sizes.values()), 1))
+    return HeadLayout(tuple(kept_heads), tuple(head // groups for head in kept_heads), 1)
+
+
+class Sublayer:
+    """A prunable module of one block, with its norm and residual connection.
+
+    Args:
+        sublayer_id: which one.
+        block: the stock decoder block that owns the parameters.
+        architecture: names of its parts.
+        attention_unit: `head` or `kv_group`.
+    """
+
+    def __init__(
+        self,
+        sublayer_id: SublayerId,
+        block: nn.Module,
+        *,
+        architecture: Architecture,
+        attention_unit: AttentionUnit = "head",
+    ) -> None:
+        if attention_unit not in ("head", "kv_group"):
+            raise ConfigError(f"attention_unit must be head or kv_group, got {attention_unit!r}")
+        self.id = sublayer_id
+        self._arch = architecture
+        attention = sublayer_id.kind == "attn"
+        self._stock: Any = getattr(block, architecture.attention if attention else architecture.ffn)
+        norm = architecture.attention_norm if attention else architecture.ffn_norm
+        self._norm: nn.Module = getattr(block, norm)
+        self._output_name = architecture.attention_output if attention else architecture.ffn_output
+        self._cores: dict[int, nn.Module] = {}
+        self.head_size = int(self._stock.head_dim) if attention else 1
+        self.dense_groups = int(self._stock.num_key_value_groups) if attention else 0
+        self.heads_per_unit = self.dense_groups if attention_unit == "kv_group" and attention else 1
+        self.unit_size = self.head_size * self.heads_per_unit
+        self.num_units = self.output_weight.shape[1] // self.unit_size
+
+    @property
+    def name(self) -> str:
+        """File-safe name, e.g. `003.attn`."""
+        return self.id.name
+
+    @property
+    def output_weight(self) -> Tensor:
+        """(C, d_in): the dense output projection, torch orientation."""
+        return cast(Tensor, getattr(self._stock, self._output_name).weight)
+
+    @property
+    def output_bias(self) -> Tensor | None:
+        """(C,) or None; never pruned."""
+        return cast("Tensor | None", getattr(self._stock, self._output_name).bias)
+
+    def rows(self, kept: Tensor) -> Tensor:
+        """Rows of the output projection that belong to the given units: (U,) -> (U·D,)."""
+        offsets = torch.arange(self.unit_size, device=kept.device)
+        return (kept[:, None] * self.unit_size + offsets).reshape(-1)
+
+    def kept_heads(self, kept: Tensor) -> list[int]:
+        """Query heads of the given attention units."""
+        per_unit = range(self.heads_per_unit)
+        return [unit * self.heads_per_unit + head for unit in kept.tolist() for head in per_unit]
+
+    def features(
+        self, hidden: Tensor, context: Context, sliced: SlicedWeights | None = None
+    ) -> Tensor:
+        """Input of the output projection: (B, T, C) -> (B, T, d_in), or (B, T, U·D) if sliced."""
+        groups = self.dense_groups if sliced is None else sliced.query_groups
+        core = self._core(groups)
+        parameters = {} if sliced is None else dict(sliced.parameters)
+        normed = self._norm(hidden)
+        if self.id.kind == "ffn":
+            return cast(Tensor, functional_call(core, parameters, (normed,)))
+        arguments = {
+            "hidden_states": normed,
+            "position_embeddings": context.position_embeddings,
+            "attention_mask": context.attention_masks[self.window],
+        }
+        return cast(Tensor, functional_call(core, parameters, (), arguments)[0])
+
+    def project(self, hidden: Tensor, features: Tensor, weight: Tensor) -> Tensor:
+        """Residual plus output projection: (B, T, C), (B, T, K), (C, K) -> (B, T, C)."""
+        return hidden + functional.linear(features, weight, self.output_bias)
+
+    def forward(
+        self, hidden: Tensor, context: Context, sliced: SlicedWeights | None = None
+    ) -> Tensor:
+        """Hidden states after this sublayer, residual included; dense without `sliced`."""
+        if sliced is None:
+            return self.project(hidden, self.features(hidden, context), self.output_weight)
+        if sliced.output.shape[1] == 0:  # nothing kept: only a bias can remain
+            return hidden if self.output_bias is None else hidden + self.output_bias
+        return self.project(hidden, self.features(hidden, context, sliced), sliced.output)
+
+    def slice(self, structure: Structure) -> SlicedWeights:
+        """Gather the parameters of a structure, in the precision the module computes in."""
+        dense = self.output_weight
+        output = structure.weight.to(device=dense.device, dtype=dense.dtype)
+        kept = structure.kept.to(dense.device)
+        if self.id.kind == "ffn":
+            rows = {self._arch.gate: kept, self._arch.up: kept}
+            return SlicedWeights(self._gather(rows), output, 0)
+        layout = head_layout(self.kept_heads(structure.kept), self.dense_groups)
+        query = self._head_rows(layout.query)
+        key_value = self._head_rows(layout.key_value)
+        names = {self._arch.query: query, self._arch.key: key_value, self._arch.value: key_value}
+        return SlicedWeights(self._gather(names), output, layout.query_groups)
+
+    @property
+    def window(self) -> int | None:
+        """Sliding attention window of this block, or None for full causal attention."""
+        config = self._stock.config
+        if hasattr(self._stock, "sliding_window"):
+            return cast("int | None", self._stock.sliding_window)
+        if config.model_type == "mistral":
+            return cast("int | None", getattr(config, "sliding_window", None))
+        return None
+
+    def _head_rows(self, heads: tuple[int, ...]) -> Tensor:
+        index = torch.tensor(heads, dtype=torch.int64, device=self.output_weight.device)
+        offsets = torch.arange(self.head_size, device=index.device)
+        return (index[:, None] * self.head_size + offsets).reshape(-1)
+
+    def _gather(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        gathered: dict[str, Tensor] = {}
+        for name, index in rows.items():
+            linear = getattr(self._stock, name)
+            gathered[f"{name}.weight"] = linear.weight[index]
+            if linear.bias is not None:
+                gathered[f"{name}.bias"] = linear.bias[index]
+        return gathered
+
+    def _core(self, query_groups: int) -> nn.Module:
+        """The stock module without its output projection, for a given query grouping.
+
+        A shallow copy that shares every parameter: functional_call swaps parameters but not the
+        `num_key_value_groups` attribute.
+        """
+        if query_groups not in self._cores:
+            core = copy.copy(self._stock)
+            core._modules = {**self._stock._modules, self._output_name: nn.Identity()}
+            if self.id.kind == "attn":
+                core.num_key_value_groups = query_groups
+            self._cores[query_groups] = core
+        return self._cores[query_groups]

@@ -1,0 +1,201 @@
+"""Algorithm 4, Týr-the-Pruner: prune to a supernet, search it, refine the grid, repeat, compress.
+
+Everything it needs arrives as objects, and every step leaves files from which the next start can
+continue. It knows nothing of Hydra, of devices, or of what the callbacks do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from tyr.errors import ConfigError
+from tyr.events import GenerationFinished, SearchFinished
+from tyr.export.checkpoint import ExportedModel
+from tyr.model.decoder import Decoder
+from tyr.prune.local import LocalPruner
+from tyr.search.evolution import EvolutionarySearch, SearchState
+from tyr.search.population import PopulationEvaluator
+from tyr.session import Provenance, Session
+from tyr.sparsity import Allocation, LevelGrid
+from tyr.supernet.builder import SupernetBuilder
+from tyr.supernet.finish import BuiltSupernet, Finish, Reader, prune_along, single_level_grid
+from tyr.supernet.settings import SupernetSettings
+
+
+class Exporter(Protocol):
+    """Writes the pruned model where others can load it."""
+
+    def export(
+        self, decoder: Decoder, read: Reader, directory: Path, provenance: Mapping[str, object]
+    ) -> ExportedModel | None:
+        """The record of what was written, or None when nothing is."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """The parts of the method.
+
+    Args:
+        iterations: rounds of prune-to-supernet and search (paper A.3: 4); 0 is plain local pruning.
+        seed: of everything random.
+    """
+
+    iterations: int
+    seed: int
+    pruner: LocalPruner
+    supernet: SupernetSettings
+    search: EvolutionarySearch
+    finish: Finish
+    exporter: Exporter
+
+    def __post_init__(self) -> None:
+        if self.iterations < 0:
+            raise ConfigError(f"iterations must not be negative, got {self.iterations}")
+        if self.iterations == 0 and self.finish.name == "supernet":
+            raise ConfigError("finish=supernet needs iterations >= 1; use finish=repruned")
+
+
+class Pipeline:
+    """The method on one session.
+
+    Args:
+        method: what to do.
+        session: on what, and where results go.
+    """
+
+    def __init__(self, method: Method, session: Session) -> None:
+        self.method = method
+        self.session = session
+        self.builder = SupernetBuilder(
+            session.decoder,
+            session.splits.calibration,
+            pruner=method.pruner,
+            seed=method.seed,
+            settings=method.supernet,
+            fingerprint=session.splits.fingerprint,
+        )
+
+    def run(self, provenance: Provenance) -> Allocation:
+        """From the dense model to the exported one; a finished run is only reported again."""
+        session = self.session
+        session.report_start(provenance, self.method.iterations)
+        allocation = session.run_dir.finished_allocation()
+        if allocation is None:
+            with session.stage("dense", steps=1):
+                session.evaluate("dense", lambda: None)
+            allocation, supernet = self.prune_and_search()
+            with session.stage("finish", steps=len(session.decoder.sublayers)):
+                final = self.assemble(self.method.finish, allocation, supernet)
+            with session.stage("evaluation", steps=3):
+                session.evaluate("tyr", lambda: final)
+                self.evaluate_others(allocation, supernet)
+            with session.stage("export", steps=1):
+                self.export(final, allocation, provenance)
+            session.run_dir.finish(allocation, keep=self.method.supernet.keep)
+        session.report_end(allocation)
+        return allocation
+
+    def prune_and_search(self) -> tuple[Allocation, BuiltSupernet | None]:
+        """The loop of Algorithm 4; what an interrupted run finished is not done again."""
+        allocation, supernet = self.session.uniform, None
+        generations = self.method.search.generations
+        for iteration in range(self.method.iterations):
+            grid = self.method.supernet.grid(allocation, self.builder.units, iteration)
+            state = self.session.run_dir.search_state(iteration, grid)
+            last = iteration == self.method.iterations - 1
+            if state.generation < generations or last:
+                supernet = self.prune_to_supernet(iteration, grid)
+                state = self.search(iteration, supernet, state)
+            allocation = grid.allocation(state.parent)
+        return allocation, supernet
+
+    def prune_to_supernet(self, iteration: int, grid: LevelGrid) -> BuiltSupernet:
+        """Algorithm 2. The supernet before this one goes once this one is complete."""
+        session, label = self.session, f"iteration-{iteration}"
+        store = self.builder.open_store(session.run_dir.supernet(iteration), grid, label)
+        with session.stage("supernet", len(session.decoder.sublayers), iteration):
+            self.builder.build(
+                store,
+                grid,
+                accumulation=self.method.supernet.accumulation,
+                label=label,
+                report=session.callbacks.on_sublayer_pruned,
+                iteration=iteration,
+            )
+        if self.method.supernet.keep != "all":
+            session.run_dir.drop_supernets(before=iteration)
+        return BuiltSupernet(store, grid)
+
+    def search(self, iteration: int, supernet: BuiltSupernet, state: SearchState) -> SearchState:
+        """Algorithm 3, continued from the last finished generation."""
+        session, search, grid = self.session, self.method.search, supernet.grid
+
+        def finished(state: SearchState, event: GenerationFinished) -> None:
+            session.callbacks.on_generation_end(event)
+            session.run_dir.save_search(iteration, grid, state)
+
+        if state.generation >= search.generations:
+            return state
+        with session.stage("search", search.generations - state.generation, iteration):
+            evaluator = PopulationEvaluator(
+                session.decoder,
+                supernet.store,
+                objective=search.objective,
+                reference=session.reference(search.objective, search.batch_tokens),
+                batch_tokens=search.batch_tokens,
+            )
+            state = search.run(
+                evaluator,
+                grid,
+                state=state,
+                seed=self.method.seed,
+                iteration=iteration,
+                on_generation=finished,
+            )
+        allocation = grid.allocation(state.parent)
+        session.callbacks.on_search_end(SearchFinished(iteration, allocation, state.loss))
+        return state
+
+    def assemble(
+        self, finish: Finish, allocation: Allocation, supernet: BuiltSupernet | None
+    ) -> Reader:
+        """`compress` of Algorithm 4: one structure per sublayer."""
+        return finish.assemble(
+            self.builder,
+            allocation,
+            supernet=supernet,
+            directory=self.session.run_dir.path / "finish",
+            report=self.session.callbacks.on_sublayer_pruned,
+        )
+
+    def evaluate_others(self, allocation: Allocation, supernet: BuiltSupernet | None) -> None:
+        """What tyr is compared with: the uniform allocation, and the other way to finish."""
+        session = self.session
+        if session.evaluator.uniform_baseline:
+            grid = single_level_grid(self.builder.units, session.uniform)
+            folder = session.run_dir.path / "uniform"
+            session.evaluate("uniform", lambda: prune_along(self.builder, grid, folder))
+        if self.method.finish.compare and supernet is not None:
+            other = self.method.finish.other()
+            name = f"tyr_{other.name}"
+            session.evaluate(name, lambda: self.assemble(other, allocation, supernet))
+
+    def export(self, final: Reader, allocation: Allocation, provenance: Provenance) -> None:
+        """Write the smaller model and check that it lost exactly the budget."""
+        session = self.session
+        card = {
+            "model": session.decoder.name,
+            "sparsity": session.sparsity,
+            "command": provenance.command,
+            "results": session.run_dir.evaluations(),
+        }
+        if session.run_dir.model.exists():
+            return  # a finished export has its final name only when it is complete
+        exported = self.method.exporter.export(session.decoder, final, session.run_dir.model, card)
+        if exported is not None and exported.removed != allocation:
+            raise RuntimeError(
+                f"the export lost {exported.removed} units but the budget is {allocation.total}"
+            )

@@ -1,0 +1,1 @@
+"""Local pruning of one sublayer (Section 2.2, Algorithm 1)."""

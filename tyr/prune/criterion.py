@@ -1,0 +1,100 @@
+"""Saliency of a unit: how much the sublayer's output suffers if the unit goes (Eq. 4).
+
+A criterion scores every unit; the greedy pass removes the lowest. It never changes weights, and it
+sees units as blocks of rows: D = head size for a head, 1 for an FFN neuron.
+
+Letters: U units, D rows per unit, C output width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class UnitBlocks:
+    """Rows of the current problem grouped by unit.
+
+    Args:
+        weight: (U, D, C), current weight.
+        gradient: (U, D, C), G = H·W of the unpruned problem.
+        inverse: (U, D, D), diagonal blocks of the current inverse Hessian.
+    """
+
+    weight: Tensor
+    gradient: Tensor
+    inverse: Tensor
+
+
+class Criterion(Protocol):
+    """Scores units; a lower score is removed earlier."""
+
+    def score(self, blocks: UnitBlocks, *, rng: torch.Generator) -> Tensor:
+        """Saliency of every unit: (U,), finite, non-negative.
+
+        Args:
+            blocks: current state of the alive units.
+            rng: CPU generator, for criteria that draw.
+        """
+
+
+def first_order_term(blocks: UnitBlocks) -> Tensor:
+    """|Σ G_u ⊙ W_u| per unit, the first term of Eq. 4: (U,)."""
+    return torch.einsum("udc,udc->u", blocks.gradient, blocks.weight).abs()
+
+
+def second_order_term(blocks: UnitBlocks) -> Tensor:
+    """½ · tr(W_uᵀ (H⁻¹_uu)⁻¹ W_u) per unit, the second term of Eq. 4: (U,).
+
+    The error the best compensation leaves when the unit goes (Optimal Brain Surgeon). For a head,
+    H⁻¹_uu is a block; the printed formula is its 1x1 case.
+    """
+    if blocks.inverse.shape[-1] == 1:
+        squares = torch.einsum("udc,udc->u", blocks.weight, blocks.weight)
+        return 0.5 * squares / blocks.inverse[:, 0, 0]
+    solved = torch.linalg.solve(blocks.inverse, blocks.weight)
+    return 0.5 * torch.einsum("udc,udc->u", blocks.weight, solved)
+
+
+class Taylor:
+    """First plus second order, the paper's criterion (Eq. 4)."""
+
+    def score(self, blocks: UnitBlocks, *, rng: torch.Generator) -> Tensor:
+        """See `Criterion.score`."""
+        return first_order_term(blocks) + second_order_term(blocks)
+
+
+class SecondOrder:
+    """The second-order term alone: Optimal Brain Surgeon (Hassibi & Stork), ZipLM's choice."""
+
+    def score(self, blocks: UnitBlocks, *, rng: torch.Generator) -> Tensor:
+        """See `Criterion.score`."""
+        return second_order_term(blocks)
+
+
+class FirstOrder:
+    """The first-order term alone."""
+
+    def score(self, blocks: UnitBlocks, *, rng: torch.Generator) -> Tensor:
+        """See `Criterion.score`."""
+        return first_order_term(blocks)
+
+
+class Magnitude:
+    """Squared norm of the unit's output weight; blind to activations."""
+
+    def score(self, blocks: UnitBlocks, *, rng: torch.Generator) -> Tensor:
+        """See `Criterion.score`."""
+        return blocks.weight.square().sum(dim=(1, 2))
+
+
+class Random:
+    """Uniformly random order: the floor that every criterion must beat."""
+
+    def score(self, blocks: UnitBlocks, *, rng: torch.Generator) -> Tensor:
+        """See `Criterion.score`."""
+        return torch.rand(len(blocks.weight), generator=rng, dtype=torch.float64).to(blocks.weight)

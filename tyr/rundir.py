@@ -1,0 +1,182 @@
+"""The run directory: what a run leaves on disk so that it can continue, be audited and plotted.
+
+    config.yaml  environment.json  evaluation.json  allocation.json  metrics.csv  summary.json
+    iteration-<t>/supernet/  iteration-<t>/search.json  finish/  model/  figures/  report.html
+
+A run directory answers to one configuration. `resume=true` continues it under the same one; any
+other is refused with the keys that differ. Which files callbacks write is their business.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tyr.errors import ResumeError
+from tyr.events import EvaluationRow
+from tyr.files import write_json, write_text
+from tyr.search.evolution import SearchState
+from tyr.sparsity import Allocation, LevelGrid
+
+logger = logging.getLogger(__name__)
+
+# Keys that may differ between a run and its continuation: they do not touch its results.
+FREE_KEYS = ("resume", "run_dir", "callbacks", "logger", "debug")
+
+
+class RunDirectory:
+    """Paths and small state files of one run.
+
+    Args:
+        path: the directory; created by `start`.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def model(self) -> Path:
+        """The exported model."""
+        return self.path / "model"
+
+    def supernet(self, iteration: int) -> Path:
+        """Supernet of an iteration."""
+        return self.path / f"iteration-{iteration}" / "supernet"
+
+    def start(self, config_yaml: str, *, resume: bool) -> bool:
+        """Open the directory for a configuration.
+
+        Args:
+            config_yaml: resolved configuration.
+            resume: continue what is there.
+
+        Returns:
+            True when earlier work was found.
+
+        Raises:
+            ResumeError: the directory holds a run and `resume` is false, or holds a run of another
+                configuration.
+        """
+        written = self.path / "config.yaml"
+        if written.is_file():
+            if not resume:
+                raise ResumeError(
+                    f"{self.path} already holds a run: continue it with resume=true or choose "
+                    f"another run_dir"
+                )
+            self._check_same(written.read_text(encoding="utf-8"), config_yaml)
+            return True
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(written, config_yaml)
+        return False
+
+    def check_inputs(self, fingerprint: str) -> None:
+        """Record the fingerprint of the text, or compare it with the recorded one.
+
+        Raises:
+            ResumeError: the text changed since the run began.
+        """
+        path = self.path / "inputs.json"
+        if not path.is_file():
+            write_json(path, {"tokens": fingerprint})
+        elif json.loads(path.read_text(encoding="utf-8"))["tokens"] != fingerprint:
+            raise ResumeError(
+                f"the calibration, search or evaluation text is not the one {self.path} was begun "
+                f"with: restore the file, or start a new run_dir"
+            )
+
+    def evaluations(self) -> dict[str, EvaluationRow]:
+        """Rows measured so far."""
+        content = self._read("evaluation.json")
+        return {name: EvaluationRow(**row) for name, row in content.items()}
+
+    def save_evaluation(self, name: str, row: EvaluationRow) -> None:
+        """Add a row to evaluation.json."""
+        rows = {**self.evaluations(), name: row}
+        write_json(self.path / "evaluation.json", {key: asdict(r) for key, r in rows.items()})
+
+    def search_state(self, iteration: int, grid: LevelGrid) -> SearchState:
+        """Where an iteration's search stands; its start when nothing usable is recorded."""
+        content = self._read(f"iteration-{iteration}/search.json")
+        if not content or content.get("grid") != json.loads(json.dumps(grid.as_dict())):
+            return SearchState(0, (0,) * (2 * grid.units.num_blocks))
+        state = content["state"]
+        return SearchState(
+            generation=state["generation"],
+            parent=tuple(state["parent"]),
+            loss=state["loss"],
+            sample_key=tuple(state["sample_key"]),
+        )
+
+    def save_search(self, iteration: int, grid: LevelGrid, state: SearchState) -> None:
+        """Replace an iteration's search.json."""
+        path = self.path / f"iteration-{iteration}" / "search.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"grid": grid.as_dict(), "state": asdict(state)})
+
+    def drop_supernets(self, before: int) -> None:
+        """Delete the supernets of earlier iterations."""
+        for iteration in range(before):
+            shutil.rmtree(self.supernet(iteration), ignore_errors=True)
+
+    def finish(self, allocation: Allocation, *, keep: str) -> None:
+        """Mark the run as finished and delete what only a running one needs.
+
+        Args:
+            allocation: removed units of every sublayer.
+            keep: supernets to leave: `last`, `all` or `none`.
+        """
+        write_json(self.path / "finished.json", allocation.as_dict())
+        for name in ("finish", "uniform"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        if keep == "none":
+            for folder in self.path.glob("iteration-*/supernet"):
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def finished_allocation(self) -> Allocation | None:
+        """The allocation of a finished run, else None."""
+        content = self._read("finished.json")
+        return Allocation.from_dict(content) if content else None
+
+    def _read(self, name: str) -> dict[str, Any]:
+        """A JSON file written here, or nothing when it is absent or damaged (said aloud)."""
+        path = self.path / name
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+        except (ValueError, TypeError):
+            logger.warning("%s is damaged: what it recorded will be done again", path)
+            return {}
+
+    def _check_same(self, earlier: str, config_yaml: str) -> None:
+        before, now = flatten(yaml.safe_load(earlier)), flatten(yaml.safe_load(config_yaml))
+        differing = sorted(
+            key
+            for key in before.keys() | now.keys()
+            if key.split(".")[0] not in FREE_KEYS and before.get(key) != now.get(key)
+        )
+        if differing:
+            shown = "; ".join(f"{k}: was {before.get(k)!r}, now {now.get(k)!r}" for k in differing)
+            raise ResumeError(
+                f"{self.path} was made by a different configuration ({shown}): give the same "
+                f"settings to continue it, or choose another run_dir"
+            )
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

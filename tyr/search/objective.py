@@ -1,0 +1,160 @@
+"""What the search minimises (Eq. 8): distance to the dense model's behaviour, or a task's loss.
+
+The teacher is the dense model's final hidden states, computed once for the search text; logits are
+formed from hidden states in chunks (tyr/losses.py), so teacher logits are never stored.
+
+Letters: N sequences, T positions, C hidden width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from tyr.errors import ConfigError
+from tyr.losses import kl_divergences, next_token_losses
+from tyr.model.decoder import Decoder
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Search text and the dense model's states on it.
+
+    Args:
+        tokens: (N, T), int64.
+        final: (N, T, C), dense hidden states after the final norm.
+        hidden: block to (N, T, C), dense residual stream after that block.
+    """
+
+    tokens: Tensor
+    final: Tensor
+    hidden: Mapping[int, Tensor]
+
+    def sample(self, rows: Tensor, length: int) -> Reference:
+        """The given sequences, cut to their first `length` positions."""
+        hidden = {block: states[rows, :length] for block, states in self.hidden.items()}
+        return Reference(self.tokens[rows, :length], self.final[rows, :length], hidden)
+
+
+class Objective(Protocol):
+    """Scores candidates from their hidden states; lower is better."""
+
+    def observed_blocks(self, num_blocks: int) -> tuple[int, ...]:
+        """Blocks whose output `path_loss` wants to see."""
+
+    def path_loss(self, block: int, hidden: Tensor, reference: Reference) -> float:
+        """Loss term of a block's output (N, T, C); terms add up along a candidate's path."""
+
+    def final_losses(
+        self, states: Sequence[Tensor], reference: Reference, head: Tensor
+    ) -> list[float]:
+        """Loss term of each candidate's final hidden states, nats per token.
+
+        Args:
+            states: per candidate (N, T, C), after the final norm.
+            reference: the same positions of the search text.
+            head: (V, C), vocabulary projection.
+        """
+
+
+@torch.no_grad()
+def dense_reference(
+    decoder: Decoder, tokens: Tensor, *, blocks: Sequence[int] = (), batch_tokens: int = 8192
+) -> Reference:
+    """Run the dense model over the search text, keeping the states an objective needs.
+
+    Args:
+        decoder: the dense model.
+        tokens: (N, T).
+        blocks: blocks whose output is kept.
+        batch_tokens: positions per forward batch.
+    """
+    context = decoder.context(tokens.shape[1])
+    final: list[Tensor] = []
+    kept: dict[int, list[Tensor]] = {block: [] for block in blocks}
+    for batch in tokens.split(max(1, batch_tokens // tokens.shape[1])):
+        hidden = decoder.embed(batch)
+        for sublayer in decoder.sublayers:
+            hidden = sublayer.forward(hidden, context)
+            if sublayer.id.kind == "ffn" and sublayer.id.block in kept:
+                kept[sublayer.id.block].append(hidden)
+        final.append(decoder.final_norm(hidden))
+    hidden_states = {block: torch.cat(states) for block, states in kept.items()}
+    return Reference(tokens.to(decoder.device), torch.cat(final), hidden_states)
+
+
+class KdLogits:
+    """KL(dense ‖ sparse) on the logits: the paper's default (Section 3.3, "logits-only")."""
+
+    def observed_blocks(self, num_blocks: int) -> tuple[int, ...]:
+        """None."""
+        return ()
+
+    def path_loss(self, block: int, hidden: Tensor, reference: Reference) -> float:
+        """No term."""
+        return 0.0
+
+    def final_losses(
+        self, states: Sequence[Tensor], reference: Reference, head: Tensor
+    ) -> list[float]:
+        """See `Objective.final_losses`."""
+        return kl_divergences(reference.final, states, head)
+
+
+class KdHidden:
+    """Eq. 8 in full: hidden-state distances of the first, median and last block, plus logit KL.
+
+    Each distance is relative to the dense state's squared norm, so that one α serves models of any
+    scale (experiments/DEVIATIONS.md).
+
+    Args:
+        alpha: weight of each hidden-state term.
+        beta: weight of the KL term.
+    """
+
+    def __init__(self, alpha: float = 1.0, beta: float = 1.0) -> None:
+        if min(alpha, beta) < 0 or alpha + beta == 0:
+            raise ConfigError(
+                f"search.objective.alpha and beta must not be negative, nor both zero; got "
+                f"{alpha} and {beta}"
+            )
+        self.alpha = alpha
+        self.beta = beta
+
+    def observed_blocks(self, num_blocks: int) -> tuple[int, ...]:
+        """First, median and last."""
+        return tuple(sorted({0, num_blocks // 2, num_blocks - 1}))
+
+    def path_loss(self, block: int, hidden: Tensor, reference: Reference) -> float:
+        """α·‖h − ĥ‖² / ‖h‖² of the block's output."""
+        dense = reference.hidden[block].float()
+        distance = (dense - hidden.float()).square().sum(dtype=torch.float64)
+        return self.alpha * float(distance / dense.square().sum(dtype=torch.float64))
+
+    def final_losses(
+        self, states: Sequence[Tensor], reference: Reference, head: Tensor
+    ) -> list[float]:
+        """β·KL."""
+        return [self.beta * kl for kl in kl_divergences(reference.final, states, head)]
+
+
+class Perplexity:
+    """Next-token loss on the search text (Table 5's single-task direction); exp of it is ppl."""
+
+    def observed_blocks(self, num_blocks: int) -> tuple[int, ...]:
+        """None."""
+        return ()
+
+    def path_loss(self, block: int, hidden: Tensor, reference: Reference) -> float:
+        """No term."""
+        return 0.0
+
+    def final_losses(
+        self, states: Sequence[Tensor], reference: Reference, head: Tensor
+    ) -> list[float]:
+        """See `Objective.final_losses`."""
+        return next_token_losses(reference.tokens, states, head)

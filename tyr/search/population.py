@@ -1,0 +1,185 @@
+"""Layer-synchronous evaluation of a population of candidates.
+
+All candidates go through sublayer 0, then 1, and so on. Candidates that agree on every level so far
+share one hidden state (a trie, kept as its current frontier), so each distinct prefix is computed
+once; each (sublayer, level) weight is read and sliced once; states at the same level run as one
+batch. The losses are those of one-by-one evaluation up to rounding. Only one sublayer's structures
+and the frontier's hidden states are in memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tyr.errors import NumericsError
+from tyr.model.decoder import Decoder
+from tyr.model.sublayer import Context, SlicedWeights, Sublayer
+from tyr.search.mutation import Levels
+from tyr.search.objective import Objective, Reference
+from tyr.search.selection import Sample
+from tyr.supernet.store import SupernetStore
+
+# An edge of the trie: index of a state in the frontier, and the level it takes next.
+Edge = tuple[int, int]
+
+
+@dataclass
+class Frontier:
+    """The distinct states that candidates have reached.
+
+    Args:
+        hidden: per state (N, T, C); None once every edge out of it has been taken.
+        losses: per state, objective terms collected on the way.
+        owners: per candidate, the index of its state.
+    """
+
+    hidden: list[Tensor | None]
+    losses: list[float]
+    owners: list[int]
+
+
+@dataclass(frozen=True)
+class PopulationLosses:
+    """Losses of a population and what they cost.
+
+    Args:
+        losses: one per candidate, in order.
+        sublayer_evaluations: distinct trie nodes computed.
+    """
+
+    losses: list[float]
+    sublayer_evaluations: int
+
+
+class PopulationEvaluator:
+    """Evaluates level vectors on samples of the search text.
+
+    Args:
+        decoder: the dense model.
+        store: the supernet.
+        objective: what to minimise.
+        reference: search text and teacher states.
+        batch_tokens: most positions in one forward call.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        store: SupernetStore,
+        *,
+        objective: Objective,
+        reference: Reference,
+        batch_tokens: int = 8192,
+    ) -> None:
+        self._decoder = decoder
+        self._store = store
+        self._objective = objective
+        self._reference = reference
+        self._batch_tokens = batch_tokens
+        self._observed = set(objective.observed_blocks(decoder.units.num_blocks))
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences of the search text."""
+        return len(self._reference.tokens)
+
+    @property
+    def length(self) -> int:
+        """Positions per sequence."""
+        return self._reference.tokens.shape[1]
+
+    @torch.no_grad()
+    def evaluate(self, candidates: Sequence[Levels], sample: Sample) -> PopulationLosses:
+        """Loss of every candidate on the sample.
+
+        Args:
+            candidates: level vectors in stream order; duplicates cost nothing.
+            sample: positions of the search text.
+
+        Raises:
+            NumericsError: the loss of a candidate is NaN or infinite.
+        """
+        reference = self._reference.sample(sample.rows, sample.length)
+        context = self._decoder.context(sample.length)
+        frontier = Frontier([self._decoder.embed(reference.tokens)], [0.0], [0] * len(candidates))
+        evaluations = 0
+        for sublayer in self._decoder.sublayers:
+            levels = [candidate[sublayer.id.index] for candidate in candidates]
+            edges: dict[Edge, int] = {}
+            steps = zip(frontier.owners, levels, strict=True)
+            owners = [edges.setdefault(edge, len(edges)) for edge in steps]
+            frontier = self._advance(sublayer, frontier, list(edges), context)
+            frontier.owners = owners
+            evaluations += len(edges)
+            self._observe(sublayer, frontier, reference)
+        losses = self._final_losses(frontier, reference)
+        return PopulationLosses([losses[owner] for owner in frontier.owners], evaluations)
+
+    def _advance(
+        self, sublayer: Sublayer, frontier: Frontier, edges: list[Edge], context: Context
+    ) -> Frontier:
+        """Take every edge, level by level; a state's memory goes with its last edge."""
+        waiting = Counter(state for state, _ in edges)
+        moved: list[Tensor | None] = [None] * len(edges)
+        levels = sorted({level for _, level in edges})
+        structures = self._store.read(sublayer.id, levels)
+        for level in levels:
+            sliced = sublayer.slice(structures.pop(level))
+            chosen = [i for i, (_, edge_level) in enumerate(edges) if edge_level == level]
+            inputs = [_present(frontier.hidden[edges[i][0]]) for i in chosen]
+            outputs = self._forward(sublayer, inputs, context, sliced)
+            for index, output in zip(chosen, outputs, strict=True):
+                moved[index] = output
+                state = edges[index][0]
+                waiting[state] -= 1
+                if waiting[state] == 0:
+                    frontier.hidden[state] = None
+        return Frontier(moved, [frontier.losses[state] for state, _ in edges], [])
+
+    def _forward(
+        self, sublayer: Sublayer, inputs: list[Tensor], context: Context, sliced: SlicedWeights
+    ) -> list[Tensor]:
+        """Run equally shaped states through a sublayer in batches of `batch_tokens`."""
+        count, length = inputs[0].shape[:2]
+        most = max(1, self._batch_tokens // length)  # sequences in a batch
+        if count >= most:
+            return [
+                torch.cat([sublayer.forward(part, context, sliced) for part in state.split(most)])
+                for state in inputs
+            ]
+        outputs: list[Tensor] = []
+        together = most // count
+        for start in range(0, len(inputs), together):
+            batch = torch.cat(inputs[start : start + together])
+            outputs.extend(sublayer.forward(batch, context, sliced).split(count))
+        return outputs
+
+    def _observe(self, sublayer: Sublayer, frontier: Frontier, reference: Reference) -> None:
+        block = sublayer.id.block
+        if sublayer.id.kind == "ffn" and block in self._observed:
+            for index, state in enumerate(frontier.hidden):
+                loss = self._objective.path_loss(block, _present(state), reference)
+                frontier.losses[index] += loss
+
+    def _final_losses(self, frontier: Frontier, reference: Reference) -> list[float]:
+        states = [self._decoder.final_norm(_present(state)) for state in frontier.hidden]
+        final = self._objective.final_losses(states, reference, self._decoder.head)
+        losses = [path + end for path, end in zip(frontier.losses, final, strict=True)]
+        bad = [index for index, loss in enumerate(losses) if not abs(loss) < float("inf")]
+        if bad:
+            raise NumericsError(
+                f"the loss of {len(bad)} of {len(losses)} candidates is NaN or infinite; compute "
+                f"in more precision (model.compute_dtype=float32) or raise pruner.damping"
+            )
+        return losses
+
+
+def _present(state: Tensor | None) -> Tensor:
+    if state is None:
+        raise RuntimeError("a state of the trie was freed before its last use")
+    return state

@@ -1,0 +1,174 @@
+"""The supernet on disk: one safetensors file per sublayer and a manifest, read one at a time.
+
+Only kept columns and their unit indices are stored, in the model's own precision: no zeros, no
+pickle. A file gets its final name after it is complete, and the manifest names it after that, so
+whatever moment a process dies at, the manifest lists finished sublayers only. Damage is found by
+size and SHA-256, and only the damaged sublayer is forgotten.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from tyr.errors import StoreError
+from tyr.files import write_json
+from tyr.model.sublayer import Structure
+from tyr.sparsity import SublayerId
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+
+
+class SupernetStore:
+    """Structures of every sublayer at every level.
+
+    Args:
+        directory: created if missing.
+        header: what the structures depend on (grid, seed, precision...), plain JSON values. A
+            directory written under another header is emptied: its structures answer another
+            question.
+    """
+
+    def __init__(self, directory: Path, header: Mapping[str, Any]) -> None:
+        self.directory = directory
+        self.header = json.loads(json.dumps(header))
+        self._entries: dict[str, dict[str, Any]] = {}
+        self._load()
+
+    def __contains__(self, sublayer: SublayerId) -> bool:
+        return sublayer.name in self._entries
+
+    @property
+    def bytes_on_disk(self) -> int:
+        """Size of all structure files."""
+        return sum(int(entry["bytes"]) for entry in self._entries.values())
+
+    def path(self, sublayer: SublayerId) -> Path:
+        """File of a sublayer."""
+        return self.directory / f"{sublayer.name}.safetensors"
+
+    def write(
+        self,
+        sublayer: SublayerId,
+        structures: Mapping[int, Structure],
+        errors: Mapping[int, float],
+    ) -> None:
+        """Store the structures of a sublayer, replacing earlier ones.
+
+        Args:
+            sublayer: whose.
+            structures: level to structure, tensors on the CPU.
+            errors: level to relative reconstruction error.
+
+        Raises:
+            StoreError: the disk is full or not writable; no half file is left behind.
+        """
+        path = self.path(sublayer)
+        temporary = path.with_suffix(".tmp")
+        tensors: dict[str, torch.Tensor] = {}
+        for level, structure in structures.items():
+            tensors[f"{level}.kept"] = structure.kept.to(torch.int32)
+            tensors[f"{level}.weight"] = structure.weight
+        try:
+            save_file(tensors, temporary)
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            entry = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
+            temporary.replace(path)
+            recorded = {str(level): error for level, error in errors.items()}
+            self._entries[sublayer.name] = {**entry, "errors": recorded}
+            self._write_manifest()
+        except (OSError, SafetensorError) as error:
+            temporary.unlink(missing_ok=True)
+            raise StoreError(
+                f"cannot write the structures of {sublayer.name} to {path}: {error}; free some "
+                f"space or choose another run_dir, then continue with resume=true"
+            ) from error
+
+    def read(
+        self, sublayer: SublayerId, levels: Iterable[int] | None = None
+    ) -> dict[int, Structure]:
+        """Structures of a sublayer, all levels or the given ones.
+
+        Raises:
+            StoreError: the file is missing or damaged.
+        """
+        path = self.path(sublayer)
+        try:
+            with safe_open(path, framework="pt") as tensors:
+                stored = sorted({int(key.split(".")[0]) for key in tensors.keys()})  # noqa: SIM118
+                wanted = stored if levels is None else sorted(set(levels))
+                return {
+                    level: Structure(
+                        tensors.get_tensor(f"{level}.kept").to(torch.int64),
+                        tensors.get_tensor(f"{level}.weight"),
+                    )
+                    for level in wanted
+                }
+        except (OSError, SafetensorError) as error:
+            raise StoreError(
+                f"cannot read the structures of {sublayer.name} from {path}: {error}; "
+                f"continue with resume=true, which rebuilds what is damaged"
+            ) from error
+
+    def errors(self, sublayer: SublayerId) -> dict[int, float]:
+        """Relative reconstruction errors recorded when the sublayer was written."""
+        recorded = self._entries[sublayer.name]["errors"]
+        return {int(level): float(error) for level, error in recorded.items()}
+
+    def forget_damaged(self) -> list[str]:
+        """Check every file against the manifest; forget and name those that do not match."""
+        damaged = []
+        for name, entry in list(self._entries.items()):
+            path = self.directory / f"{name}.safetensors"
+            intact = path.is_file() and path.stat().st_size == entry["bytes"]
+            if not (intact and _sha256(path) == entry["sha256"]):
+                logger.warning("%s is missing or damaged: %s will be rebuilt", path, name)
+                damaged.append(name)
+                del self._entries[name]
+        if damaged:
+            self._write_manifest()
+        return damaged
+
+    def delete(self) -> None:
+        """Remove the whole directory."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+        self._entries.clear()
+
+    def _load(self) -> None:
+        manifest = self.directory / MANIFEST
+        if manifest.is_file():
+            try:
+                content = json.loads(manifest.read_text(encoding="utf-8"))
+                if content["format"] == FORMAT and content["header"] == self.header:
+                    self._entries = dict(content["sublayers"])
+                    return
+                logger.warning("%s belongs to other settings: starting it afresh", manifest)
+            except (ValueError, KeyError, TypeError):
+                logger.warning("%s is damaged: this supernet will be rebuilt", manifest)
+        if self.directory.exists():
+            self.delete()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._write_manifest()
+
+    def _write_manifest(self) -> None:
+        content = {"format": FORMAT, "header": self.header, "sublayers": self._entries}
+        write_json(self.directory / MANIFEST, content)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
