@@ -45,11 +45,12 @@ class TyrConfig:
     logger: Group = field(default_factory=dict)
 
 
-def largest_stage(stages: list[list[int]]) -> int:
-    """Tokens of the largest search stage: the least a search text must hold."""
-    return max(int(stage[0]) for stage in stages)
+def largest_stage(stages: list[list[int]], sequence_length: int) -> int:
+    """Tokens of the largest search stage in whole sequences: the least a search text must hold."""
+    tokens = max(int(stage[0]) for stage in stages)
+    return -(-tokens // sequence_length) * sequence_length
 
 
 def register_resolvers() -> None:
-    """Make `${largest_stage:${search.stages}}` work in YAML files."""
+    """Make `${largest_stage:${search.stages},${.sequence_length}}` work in YAML files."""
     OmegaConf.register_new_resolver("largest_stage", largest_stage, replace=True)

@@ -21,7 +21,7 @@ from lightning.fabric import Fabric
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from tyr.data import TokenSplits, check_context
+from tyr.data import SplitSizes, TokenSplits, check_context
 from tyr.errors import ConfigError
 from tyr.evaluate.perplexity import PerplexityEvaluator
 from tyr.events import Callback
@@ -41,7 +41,7 @@ PACKAGES = ("torch", "transformers", "datasets", "lightning", "hydra-core", "saf
 class DataSource(Protocol):
     """Text that can be cut into splits."""
 
-    sequence_length: int
+    sizes: SplitSizes
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> TokenSplits:
         """Calibration, search and evaluation tokens."""
@@ -75,13 +75,13 @@ def launch(
     Raises:
         TyrError: something outside tyr is wrong; no work was done.
     """
+    device = choose_device(config["accelerator"])
     check_plan(method, source, data, sparsity=config["sparsity"])
     splits = data.load(source.tokenizer())
     method.search.check_text(len(splits.search), splits.search.shape[1])
     run_dir = RunDirectory(path)
     resumed = run_dir.start(config_yaml, resume=config["resume"])
     run_dir.check_inputs(splits.fingerprint)
-    device = choose_device(config["accelerator"])
     environment = describe_environment(device, config["seed"])
     write_json(path / "environment.json", environment)
     decoder = source.load(device=device, attention_unit=method.supernet.attention_unit)
@@ -111,7 +111,7 @@ def check_plan(method: Method, source: ModelSource, data: DataSource, *, sparsit
     uniform = uniform_allocation(sparsity, units)
     if method.iterations > 0:
         method.supernet.grid(uniform, units, iteration=0)
-    check_context(data.sequence_length, config.max_position_embeddings)
+    check_context(data.sizes.sequence_length, config.max_position_embeddings)
 
 
 def choose_device(accelerator: str) -> torch.device:

@@ -7,7 +7,7 @@ continue. It knows nothing of Hydra, of devices, or of what the callbacks do.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -186,11 +186,11 @@ class Pipeline:
     def export(self, final: Reader, allocation: Allocation, provenance: Provenance) -> None:
         """Write the smaller model and check that it lost exactly the budget."""
         session = self.session
+        rows = session.run_dir.evaluations()
         card = {
-            "model": session.decoder.name,
-            "sparsity": session.sparsity,
+            "name": f"{session.decoder.name} pruned by {session.sparsity:.3g}",
             "command": provenance.command,
-            "results": session.run_dir.evaluations(),
+            "results": [{"model": name, **asdict(row)} for name, row in rows.items()],
         }
         if session.run_dir.model.exists():
             return  # a finished export has its final name only when it is complete

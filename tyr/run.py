@@ -15,7 +15,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 PACKAGE = Path(__file__).resolve().parent
 # In a checkout the configuration lies beside the package, in a wheel inside it.
 CONFIG_DIR = next(d for d in (PACKAGE / "conf", PACKAGE.parent / "conf") if d.is_dir())
+
+USER_ERRORS = (TyrError, HydraException, OmegaConfBaseException)
 
 register_resolvers()
 ConfigStore.instance().store(name="tyr_schema", node=TyrConfig)
@@ -135,20 +137,31 @@ def task(config: DictConfig) -> None:
     output = Path(HydraConfig.get().runtime.output_dir)
     try:
         execute(config)
+    except USER_ERRORS as error:
+        refuse(error)
     finally:
         if output.is_dir() and not any(output.iterdir()):
             output.rmdir()  # Hydra made it before anything was checked
+
+
+def refuse(error: BaseException) -> NoReturn:
+    """Say what is wrong in one paragraph and exit with 2.
+
+    Leaving by SystemExit keeps Hydra from adding lines of its own.
+    """
+    print(f"tyr: {explain(error, CONFIG_DIR)}", file=sys.stderr)
+    sys.exit(2)
 
 
 def main() -> None:
     """Console entry with the exit statuses of the module docstring."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors to us instead of printing and exiting 1
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("tyr").setLevel(logging.WARNING)  # Hydra opens the root logger to INFO
     try:
         task()
-    except (TyrError, HydraException, OmegaConfBaseException) as error:
-        print(f"tyr: {explain(error, CONFIG_DIR)}", file=sys.stderr)
-        sys.exit(2)
+    except USER_ERRORS as error:
+        refuse(error)
     except KeyboardInterrupt:
         print("tyr: interrupted; continue with the same command and resume=true", file=sys.stderr)
         sys.exit(130)

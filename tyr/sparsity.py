@@ -137,8 +137,11 @@ def even_spread(budget: int, removable: Sequence[int]) -> tuple[int, ...]:
     removed = [0] * len(removable)
     while (left := budget - sum(removed)) > 0:
         open_blocks = [b for b, most in enumerate(removable) if removed[b] < most]
+        count = len(open_blocks)
         for position, block in enumerate(open_blocks):
-            share = left * (position + 1) // len(open_blocks) - left * position // len(open_blocks)
+            # Whole rounds first: an extra unit handed out before a block is full would be uneven.
+            extra = left * (position + 1) // count - left * position // count
+            share = left // count or extra
             removed[block] += min(share, removable[block] - removed[block])
     return tuple(removed)
 

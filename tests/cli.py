@@ -1,0 +1,37 @@
+"""Runs the command line inside the test process, which saves a cold start per case."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from tyr.run import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind: its exit status and what it printed."""
+
+    status: int
+    out: str
+    err: str
+
+
+def run_cli(capsys: pytest.CaptureFixture[str], *words: str) -> Outcome:
+    """`python -m tyr.run *words`; a traceback (status 1) surfaces as the exception itself."""
+    GlobalHydra.instance().clear()
+    before, sys.argv = sys.argv, ["tyr", *words]
+    capsys.readouterr()
+    try:
+        main()
+        status = 0
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    finally:
+        sys.argv = before
+        GlobalHydra.instance().clear()
+    captured = capsys.readouterr()
+    return Outcome(status, captured.out, captured.err)

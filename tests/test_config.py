@@ -1,0 +1,96 @@
+"""Every YAML file composes, and every choice builds the object it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from tyr.hints import groups
+from tyr.run import CONFIG_DIR, build, build_method
+
+GROUPS = groups(CONFIG_DIR)
+# Composed with a value for what the user must give, so that resolving does not stop there.
+GIVEN = {"model=local": ["model.path=DIR"], "data=text": ["data.path=FILE"]}
+
+
+def composed(*overrides: str) -> DictConfig:
+    """The configuration of a command line."""
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose("config", overrides=list(overrides), return_hydra_config=True)
+
+
+def choices(group: str) -> list[str]:
+    """Choices of a group; fails when there are none, so a test cannot quietly cover nothing."""
+    found = GROUPS[group]
+    assert found, f"conf/{group} is empty"
+    return found
+
+
+ALL_CHOICES = [(group, choice) for group in GROUPS for choice in choices(group)]
+
+
+@pytest.mark.parametrize(("group", "choice"), ALL_CHOICES, ids=lambda value: str(value))
+def test_every_choice_composes_and_resolves(group: str, choice: str) -> None:
+    if (group, choice) == ("launcher", "joblib"):
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="extra: sweep")
+    word = f"{group}={choice}"
+    config = composed(word, *GIVEN.get(word, []))
+    config = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    assert OmegaConf.to_container(config, resolve=True)
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_every_experiment_builds_its_method(experiment: str) -> None:
+    config = composed(f"experiment={experiment}")
+    method = build_method(config)
+    assert method.iterations == config.iterations
+
+
+@pytest.mark.parametrize(
+    "group", ["criterion", "target", "accumulation", "objective", "pruner", "finish", "export"]
+)
+def test_every_choice_of_a_method_group_builds(group: str) -> None:
+    for choice in choices(group):
+        build_method(composed(f"{group}={choice}"))
+
+
+@pytest.mark.parametrize("model", choices("model"))
+def test_every_model_builds_a_source_with_a_name(model: str) -> None:
+    config = composed(f"model={model}", *GIVEN.get(f"model={model}", []))
+    assert build(config.model, "model").name
+
+
+@pytest.mark.parametrize("group", ["callbacks", "logger"])
+def test_every_callback_builds(group: str, tmp_path: Path) -> None:
+    from tyr.events import Callback
+
+    for choice in choices(group):
+        nodes: dict[str, Any] = composed(f"{group}={choice}", f"run_dir={tmp_path}")[group]
+        for name, node in nodes.items():
+            assert isinstance(build(node, name), Callback)
+
+
+def test_the_defaults_are_the_papers_settings() -> None:
+    config = composed("model=llama31_8b", "data=fineweb_edu")
+    search = config.search
+    assert (config.iterations, search.generations, search.offspring) == (4, 50, 128)
+    assert [list(stage) for stage in search.stages] == [[2048, 16], [16384, 4], [131072, 1]]
+    assert (config.pruner.attention_group, config.pruner.ffn_group) == (1, 16)
+    assert (config.supernet.interval, config.supernet.levels) == (0.125, 9)
+    assert (config.data.calibration_tokens, config.data.sequence_length) == (4194304, 4096)
+
+
+def test_the_command_line_wins_over_the_models_schedule() -> None:
+    config = composed("model=tiny", "search.generations=3", "iterations=1")
+    assert (config.search.generations, config.iterations) == (3, 1)
+
+
+def test_nested_groups_keep_short_names() -> None:
+    config = composed("accumulation=uniform", "criterion=magnitude", "objective=perplexity")
+    assert config.supernet.accumulation._target_.endswith("UniformAccumulation")
+    assert config.pruner.criterion._target_.endswith("Magnitude")
+    assert config.search.objective._target_.endswith("Perplexity")

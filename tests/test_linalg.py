@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.tiny import random_matrix
+from tests.tolerance import assert_close
+from tyr.errors import NumericsError
+from tyr.linalg import (
+    add_to_diagonal,
+    cholesky,
+    damping_amount,
+    inverse,
+    remove_rows_,
+    solve_dtype,
+    solve_kept,
+)
+
+TOKENS, WIDTH, OUTPUTS = 40, 9, 5
+
+
+def problem(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """X (N, d_in), W (d_in, C) and H = XᵀX."""
+    features = random_matrix(TOKENS, WIDTH, seed=seed)
+    weight = random_matrix(WIDTH, OUTPUTS, seed=seed + 1)
+    return features, weight, features.mT @ features
+
+
+row_sets = st.sets(st.integers(0, WIDTH - 1), min_size=1, max_size=WIDTH).map(sorted)
+
+
+@given(row_sets)
+def test_the_solution_on_kept_rows_is_least_squares_on_the_kept_columns(rows: list[int]) -> None:
+    features, weight, hessian = problem()
+    solved = solve_kept(hessian, hessian @ weight, torch.tensor(rows), name="s")
+    expected = torch.linalg.lstsq(features[:, rows], features @ weight).solution
+    assert_close(solved, expected)
+
+
+def test_the_solution_on_no_rows_is_empty() -> None:
+    _, weight, hessian = problem()
+    empty = torch.zeros(0, dtype=torch.int64)
+    assert solve_kept(hessian, hessian @ weight, empty, name="s").shape == (0, OUTPUTS)
+
+
+@given(st.lists(row_sets, min_size=1, max_size=4))
+def test_removing_rows_leaves_the_inverse_and_solution_of_what_is_left(
+    groups: list[list[int]],
+) -> None:
+    _, weight, hessian = problem()
+    running_inverse, running = torch.linalg.inv(hessian), weight.clone()
+    alive = list(range(WIDTH))
+    for group in groups:
+        rows = [row for row in group if row in alive]
+        if not rows:
+            continue
+        remove_rows_(running_inverse, running, torch.tensor(rows), name="s")
+        alive = [row for row in alive if row not in rows]
+    gone = [row for row in range(WIDTH) if row not in alive]
+    assert not running[gone].any()
+    assert not running_inverse[gone].any()
+    assert not running_inverse[:, gone].any()
+    if alive:
+        kept = torch.tensor(alive)
+        block = hessian[kept][:, kept]
+        assert_close(running_inverse[kept][:, kept], torch.linalg.inv(block))
+        assert_close(running[kept], torch.linalg.solve(block, (hessian @ weight)[kept]))
+
+
+def test_removing_rows_one_by_one_is_removing_them_together() -> None:
+    _, weight, hessian = problem()
+    together = torch.linalg.inv(hessian), weight.clone()
+    singly = torch.linalg.inv(hessian), weight.clone()
+    remove_rows_(*together, torch.tensor([1, 4, 7]), name="s")
+    for row in (7, 1, 4):
+        remove_rows_(*singly, torch.tensor([row]), name="s")
+    for left, right in zip(together, singly, strict=True):
+        assert_close(left, right)
+
+
+def test_the_printed_eq_5_is_the_new_weight_and_not_the_perturbation() -> None:
+    # Recorded in DEVIATIONS.md: H_kk⁻¹G_k solves the problem, W + H_kk⁻¹G_k does not.
+    features, weight, hessian = problem()
+    kept = torch.arange(1, WIDTH)
+    printed = solve_kept(hessian, hessian @ weight, kept, name="s")
+    wanted = features @ weight
+
+    def error(candidate: Tensor) -> float:
+        return float((wanted - features[:, 1:] @ candidate).square().sum())
+
+    assert error(printed) < error(weight[1:]) < error(weight[1:] + printed)
+
+
+def test_damping_is_a_fraction_of_the_mean_diagonal() -> None:
+    matrix = torch.diag(torch.tensor([1.0, 2.0, 6.0]))
+    assert damping_amount(matrix, 0.5) == 1.5
+    assert torch.equal(add_to_diagonal(matrix, 1.5).diagonal(), torch.tensor([2.5, 3.5, 7.5]))
+    assert torch.equal(matrix.diagonal(), torch.tensor([1.0, 2.0, 6.0])), "the input is not changed"
+
+
+def test_damping_makes_a_rank_deficient_hessian_invertible() -> None:
+    few = random_matrix(3, WIDTH)
+    hessian = few.mT @ few
+    with pytest.raises(NumericsError):
+        inverse(hessian, name="s")
+    damped = add_to_diagonal(hessian, damping_amount(hessian, 0.01))
+    assert_close(inverse(damped, name="s") @ damped, torch.eye(WIDTH))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "broken", [-torch.eye(3), torch.full((3, 3), torch.nan), torch.zeros(3, 3)]
+)
+def test_a_failed_factorisation_names_the_sublayer_and_what_to_try(
+    broken: Tensor, dtype: torch.dtype
+) -> None:
+    with pytest.raises(NumericsError, match=r"^003\.ffn: .*minor 1 of 3.*pruner\.damping"):
+        cholesky(broken.to(dtype), name="003.ffn")
+
+
+def test_a_float32_matrix_that_only_float64_can_factor_is_factored_there() -> None:
+    matrix = torch.tensor([[0.5884774, 0.6320305], [0.6320305, 0.67880696]])
+    assert int(torch.linalg.cholesky_ex(matrix).info) == 2
+    factor = cholesky(matrix, name="s")
+    assert factor.dtype == torch.float32
+    assert_close(factor @ factor.mT, matrix, tolerance=1e-6, reason="float32 factor")
+
+
+def test_factorisations_are_in_float64_on_the_cpu() -> None:
+    assert solve_dtype(torch.device("cpu")) == torch.float64
+    assert solve_dtype(torch.device("cuda")) == torch.float32

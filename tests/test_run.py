@@ -1,0 +1,106 @@
+"""The command-line contract: names, exit statuses, messages, and what a run leaves on disk."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from tests.cli import run_cli
+from tyr.model.loading import BUILT_IN
+
+FAST = ("debug=fast", "logger=csv", "callbacks=quiet")
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-block random model with six query heads and the built-in tokenizer."""
+    folder = tmp_path_factory.mktemp("model")
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        max_position_embeddings=512,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(BUILT_IN).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def local(model_dir: Path) -> tuple[str, ...]:
+    """Words that choose the small model."""
+    return ("model=local", f"model.path={model_dir}", *FAST)
+
+
+def test_a_run_leaves_what_the_contract_names(
+    local: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    outcome = run_cli(capsys, *local, f"run_dir={run_dir}", "sparsity=0.375")
+    assert outcome.status == 0, outcome.err
+    summary = json.loads((run_dir / "summary.json").read_text())
+    for name in ("dense", "uniform", "tyr"):
+        expected = {"perplexity", "kl", "parameters", "backbone_parameters", "bytes"}
+        assert expected <= summary[name].keys()
+    assert summary["removed_units"] == {"attn": 5, "ffn": 48}  # 0.375 of 12 heads is 4.5, half up
+    assert summary["peak_rss_bytes"] > 0
+    assert summary["seconds"]
+    rows = list(csv.DictReader((run_dir / "metrics.csv").open()))
+    generations = [row for row in rows if row["event"] == "generation"]
+    assert len(generations) == 2
+    for row in generations:
+        assert float(row["best_loss"]) <= float(row["parent_loss"])
+        assert int(row["evaluated_tokens"]) > 0
+        assert int(row["sublayer_evaluations"]) <= int(row["dense_sublayer_evaluations"])
+    for name in ("config.yaml", "environment.json", "allocation.json", "report.html"):
+        assert (run_dir / name).is_file()
+    assert list((run_dir / "figures").glob("*.png"))
+
+
+BAD_INPUT = {
+    "sparsity=1.0": r"sparsity must be in \[0, 1\), got 1.0",
+    "sparsity=-0.1": r"sparsity must be in \[0, 1\)",
+    "sparsity=0.999": r"not reachable.*ask for at most",
+    "sparsity=half": r"half.*could not be converted to Float",
+    "accumulation=unifrom": r"accumulation=unifrom is unknown \(did you mean uniform\?\)",
+    "supernet.accumulation=uniform": r"write accumulation=uniform",
+    "pruner.criterion=taylor": r"write criterion=taylor",
+    "search.objective=perplexity": r"write objective=perplexity",
+    "search.generatons=3": r"no setting search.generatons \(did you mean search.generations\?\)",
+    "data=text": r"data.path must be given",
+    "iterations=-1": r"iterations must not be negative",
+    "supernet.interval=0.01": r"finer than one attn unit",
+    "supernet.interval=0.9": r"supernet.interval must be in",
+    "supernet.levels=8": r"must be odd",
+    "supernet.attention_unit=group": r"must be head or kv_group",
+    "search.stages=[[512,4],[1024,2]]": r"last stage must keep 1",
+    "search.stages=[[512,64],[1024,1]]": r"64 survivors out of",
+    "search.stages=[[10000000,1]]": r"too little text|search text has",
+    "data.calibration_tokens=900000000": r"too little text",
+    "data.sequence_length=1024": r"exceeds the model's context of 512",
+    "data.evaluation_tokens=10": r"evaluation_tokens=10 is less than one window",
+    "pruner.damping=-1": r"damping must not be negative",
+    "accelerator=tpu9000": r"accelerator=tpu9000 cannot be used",
+    "finish=supernet iterations=0": r"finish=supernet needs iterations",
+}
+
+
+@pytest.mark.parametrize("words", BAD_INPUT, ids=lambda words: words)
+def test_bad_input_is_one_paragraph_before_any_work(
+    words: str, local: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    outcome = run_cli(capsys, *local, f"run_dir={run_dir}", *words.split())
+    assert outcome.status == 2
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert "Traceback" not in outcome.err
+    assert re.search(BAD_INPUT[words], outcome.err), outcome.err
+    assert not run_dir.exists()
