@@ -1,0 +1,237 @@
+"""The whole of Algorithm 4 on a small model: exact budgets, and continuing after any interruption."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from tyr import events
+from tyr.data import StdlibData
+from tyr.errors import ResumeError
+from tyr.evaluate.perplexity import PerplexityEvaluator
+from tyr.export.checkpoint import HuggingFaceExport
+from tyr.launch import launch
+from tyr.model.loading import BUILT_IN, PretrainedModel
+from tyr.pipeline import Method
+from tyr.prune.criterion import SecondOrder, Taylor
+from tyr.prune.local import LocalPruner
+from tyr.prune.target import CorrectedTarget, SelfTarget
+from tyr.search.evolution import EvolutionarySearch
+from tyr.search.objective import KdLogits
+from tyr.sparsity import Allocation, unit_budget
+from tyr.supernet.accumulation import ExpectationAccumulation, RandomAccumulation
+from tyr.supernet.finish import FromSupernet, Repruned
+from tyr.supernet.settings import SupernetSettings
+
+BLOCKS, HEADS, NEURONS = 3, 6, 40
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing in the run may catch it as an ordinary error."""
+
+
+class StopAt(events.Callback):
+    """Dies at the n-th report of a run, whatever it reports."""
+
+    def __init__(self, countdown: int) -> None:
+        self.left = countdown
+        self.seen = 0
+
+    def _tick(self) -> None:
+        self.seen += 1
+        self.left -= 1
+        if self.left == 0:
+            raise Killed
+
+    def on_stage_start(self, event: events.StageStarted) -> None:
+        self._tick()
+
+    def on_sublayer_pruned(self, event: events.SublayerPruned) -> None:
+        self._tick()
+
+    def on_generation_end(self, event: events.GenerationFinished) -> None:
+        self._tick()
+
+    def on_evaluation_end(self, event: events.EvaluationFinished) -> None:
+        self._tick()
+
+    def on_stage_end(self, event: events.StageFinished) -> None:
+        self._tick()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> PretrainedModel:
+    """A three-block random model with six query heads on three KV heads."""
+    folder = tmp_path_factory.mktemp("model")
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=24,
+        intermediate_size=NEURONS,
+        num_hidden_layers=BLOCKS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=3,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(BUILT_IN).save_pretrained(folder)
+    return PretrainedModel(str(folder))
+
+
+def make_method(**changes: Any) -> Method:
+    """A method small enough for a test."""
+    parts: dict[str, Any] = {
+        "iterations": 2,
+        "seed": 0,
+        "pruner": LocalPruner(Taylor(), SelfTarget(), ffn_group=4),
+        "supernet": SupernetSettings(ExpectationAccumulation()),
+        "search": EvolutionarySearch(
+            KdLogits(), generations=2, offspring=4, stages=[[32, 2], [64, 1]]
+        ),
+        "finish": Repruned(),
+        "exporter": HuggingFaceExport(),
+    }
+    return Method(**{**parts, **changes})
+
+
+Runner = Callable[..., Allocation]
+
+
+@pytest.fixture
+def run(source: PretrainedModel) -> Runner:
+    """Runs a method in a directory."""
+
+    def start(
+        path: Path,
+        method: Method | None = None,
+        *,
+        sparsity: float = 0.375,
+        resume: bool = False,
+        callbacks: events.Callback | None = None,
+        config_yaml: str = "sparsity: 0.375\n",
+    ) -> Allocation:
+        data = StdlibData(
+            sequence_length=32, calibration_tokens=256, search_tokens=128, evaluation_tokens=64
+        )
+        return launch(
+            method or make_method(),
+            PerplexityEvaluator(),
+            source,
+            data,
+            callbacks=callbacks or events.Callback(),
+            path=path,
+            config={"sparsity": sparsity, "resume": resume, "accelerator": "cpu", "seed": 0},
+            config_yaml=config_yaml,
+            command="python -m tyr.run",
+        )
+
+    return start
+
+
+def tensors_sha(folder: Path) -> dict[str, str]:
+    """Digest of every weight file of an export."""
+    files = sorted((folder / "model").glob("*.safetensors"))
+    assert files
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.375, 0.5, 0.9])
+def test_the_export_lost_the_budget_to_the_unit(
+    sparsity: float, run: Runner, tmp_path: Path
+) -> None:
+    allocation = run(tmp_path / "run", make_method(iterations=1), sparsity=sparsity)
+    assert allocation.total == {
+        "attn": unit_budget(sparsity, BLOCKS * HEADS),
+        "ffn": unit_budget(sparsity, BLOCKS * NEURONS),
+    }
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", trust_remote_code=True)
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    head_size = 24 // HEADS
+    for block in range(BLOCKS):
+        ffn = shapes.get(f"model.layers.{block}.mlp.down_proj.weight", (24, 0))
+        heads = shapes.get(f"model.layers.{block}.self_attn.o_proj.weight", (24, 0))
+        assert ffn[1] == NEURONS - allocation.ffn[block]
+        assert heads[1] == (HEADS - allocation.attn[block]) * head_size
+
+
+def count_reports(run: Runner, path: Path, method: Method) -> int:
+    """How many reports an uninterrupted run makes."""
+    counter = StopAt(10**9)
+    run(path, method, callbacks=counter)
+    return counter.seen
+
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "paper": make_method,
+    "random accumulation, corrected target, from the supernet": lambda: make_method(
+        pruner=LocalPruner(SecondOrder(), CorrectedTarget(), ffn_group=4),
+        supernet=SupernetSettings(RandomAccumulation(), attention_unit="kv_group", interval=0.25),
+        finish=FromSupernet(),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("stride", [13, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_killed_at_any_report_ends_the_same(
+    name: str, stride: int, run: Runner, tmp_path: Path
+) -> None:
+    method = METHODS[name]()
+    total = count_reports(run, tmp_path / "whole", method)
+    whole = run(tmp_path / "whole", method, resume=True)  # reported again, not computed again
+    for countdown in range(1, total + 1, stride):
+        path = tmp_path / f"killed-{countdown}"
+        with pytest.raises(Killed):
+            run(path, method, callbacks=StopAt(countdown))
+        assert run(path, method, resume=True) == whole
+        assert tensors_sha(path) == tensors_sha(tmp_path / "whole")
+
+
+def test_a_damaged_file_is_rebuilt_and_the_rest_kept(run: Runner, tmp_path: Path) -> None:
+    method = make_method()
+    whole = run(tmp_path / "whole", method)
+    path = tmp_path / "run"
+    with pytest.raises(Killed):
+        run(path, method, callbacks=StopAt(30))
+    [file] = path.glob("iteration-1/supernet/001.ffn.safetensors")
+    intact = {f: f.stat().st_mtime_ns for f in file.parent.glob("*.safetensors")}
+    file.write_bytes(file.read_bytes()[:-7])
+    assert run(path, method, resume=True) == whole
+    assert tensors_sha(path) == tensors_sha(tmp_path / "whole")
+    rewritten = [f.name for f, time in intact.items() if f.stat().st_mtime_ns != time]
+    assert rewritten == ["001.ffn.safetensors"]
+
+
+def test_a_damaged_search_state_restarts_that_search_only(
+    run: Runner, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    method = make_method()
+    whole = run(tmp_path / "whole", method)
+    path = tmp_path / "run"
+    with pytest.raises(Killed):
+        run(path, method, callbacks=StopAt(30))
+    (path / "iteration-1" / "search.json").write_text('{"grid": ')
+    assert run(path, method, resume=True) == whole
+    assert "search.json is damaged" in caplog.text
+
+
+def test_another_configuration_is_refused_with_the_keys_that_differ(
+    run: Runner, tmp_path: Path
+) -> None:
+    run(tmp_path / "run", make_method(iterations=0))
+    with pytest.raises(ResumeError, match=r"different configuration \(sparsity: was 0.375, now 0"):
+        run(tmp_path / "run", make_method(), resume=True, config_yaml="sparsity: 0.25\n")
+    with pytest.raises(ResumeError, match="already holds a run"):
+        run(tmp_path / "run", make_method())
+
+
+def test_the_same_seed_gives_the_same_model(run: Runner, tmp_path: Path) -> None:
+    first, second = run(tmp_path / "a"), run(tmp_path / "b")
+    assert first == second
+    assert tensors_sha(tmp_path / "a") == tensors_sha(tmp_path / "b")
