@@ -54,9 +54,12 @@ class Stream:
         """Hidden states and features of every batch: (B, T, C) and (B, T, d_in).
 
         Raises:
-            NumericsError: features are NaN or infinite.
+            NumericsError: weights or features are NaN or infinite.
         """
         self._expect(sublayer)
+        for name, weight in sublayer.parameters():
+            # Features do not always tell: CPU attention turns a NaN query or key into zeros.
+            check_finite(weight, f"{sublayer.name}: {name}")
         kept = 0
         for index, hidden in enumerate(self._hidden):
             features = self._features.get(index)

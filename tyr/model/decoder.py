@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.masking_utils import create_sliding_window_causal_mask
 
 from tyr.model.architecture import Architecture, unit_counts
 from tyr.model.sublayer import AttentionUnit, Context, SlicedWeights, Structure, Sublayer
@@ -42,8 +41,8 @@ class Decoder:
         attention_unit: AttentionUnit = "head",
         name: str = "model",
     ) -> None:
-        if model.config._attn_implementation == "eager":
-            # Eager attention without a mask is not causal, and `_mask` gives none where it can.
+        if model.config._attn_implementation != "sdpa":
+            # `_mask` speaks to sdpa. Eager attention, given no mask, would not be causal.
             model.set_attn_implementation("sdpa")
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -115,21 +114,20 @@ class Decoder:
         )
         positions = torch.arange(length, device=self.device)[None]
         windows = {s.window for s in self.sublayers if s.id.kind == "attn"}
-        masks = {window: self._mask(window, probe, positions) for window in windows}
+        masks = {window: self._mask(window, positions[0]) for window in windows}
         return Context(self._backbone.rotary_emb(probe, position_ids=positions), masks)
 
-    def _mask(self, window: int | None, probe: Tensor, positions: Tensor) -> Tensor | None:
-        """None where a plain causal mask is right: the attention kernels have that built in."""
-        if window is None or probe.shape[1] <= window:
+    @staticmethod
+    def _mask(window: int | None, positions: Tensor) -> Tensor | None:
+        """(1, 1, T, T), True where a query may look, or None for plain causal.
+
+        Not taken from transformers, whose mask functions change their arguments between releases;
+        the attention kernels have plain causal attention built in.
+        """
+        if window is None or positions.numel() <= window:
             return None
-        mask = create_sliding_window_causal_mask(
-            config=self.config,
-            inputs_embeds=probe,
-            attention_mask=None,
-            past_key_values=None,
-            position_ids=positions,
-        )
-        return cast(Tensor, mask)
+        distance = positions[:, None] - positions[None, :]
+        return ((distance >= 0) & (distance < window))[None, None]
 
 
 class PrunedDecoder:

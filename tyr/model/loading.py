@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -119,13 +120,23 @@ class PretrainedModel:
         storage = parse_dtype(self._dtype, key="model.dtype", auto=stored)
         compute = _compute_dtype(self._compute_dtype, storage, device)
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                self.path, revision=self.revision, dtype=compute, attn_implementation="sdpa"
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                self.path,
+                revision=self.revision,
+                dtype=compute,
+                attn_implementation="sdpa",
+                output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(
                 f"cannot read the weights of {self.path}: {_first_line(error)}"
             ) from error
+        if loading["missing_keys"]:  # transformers would fill them with random numbers
+            missing = sorted(loading["missing_keys"])
+            raise ModelError(
+                f"{self.path} lacks {len(missing)} weights of its own configuration, e.g. "
+                f"{missing[0]}: the checkpoint is incomplete"
+            )
         logger.info("loaded %s: %s weights, computing in %s", self.path, storage, compute)
         return Decoder(
             model.to(device),
@@ -150,6 +161,11 @@ class PretrainedModel:
         if not (path / "config.json").is_file():
             raise ModelError(
                 f"{self.path} holds no config.json: not a Hugging Face model directory"
+            )
+        if '"model_type": "tyr_' in (path / "config.json").read_text(encoding="utf-8"):
+            raise ModelError(
+                f"{self.path} was already pruned by tyr: start from the dense model and ask for a "
+                f"higher sparsity"
             )
 
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -11,7 +11,7 @@ Letters: B sequences, T positions, C hidden width, U kept units, D rows of the p
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -145,6 +145,11 @@ class Sublayer:
     def output_bias(self) -> Tensor | None:
         """(C,) or None; never pruned."""
         return cast("Tensor | None", getattr(self._stock, self._output_name).bias)
+
+    def parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Every stock parameter by name, those of the norm included."""
+        yield from self._norm.named_parameters(prefix="norm")
+        yield from self._stock.named_parameters()
 
     def rows(self, kept: Tensor) -> Tensor:
         """Rows of the output projection that belong to the given units: (U,) -> (U·D,)."""
