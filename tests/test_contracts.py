@@ -26,7 +26,7 @@ from tyr.search.objective import Objective, dense_reference
 from tyr.sparsity import Allocation, stream_order, uniform_allocation
 from tyr.supernet.accumulation import Accumulation, ExpectationAccumulation
 from tyr.supernet.builder import SupernetBuilder
-from tyr.supernet.finish import BuiltSupernet, Finish
+from tyr.supernet.finish import BuiltSupernet, Finish, Found
 from tyr.supernet.settings import SupernetSettings
 
 
@@ -182,18 +182,11 @@ def test_a_finish_gives_the_allocation_to_the_unit(
     levels = [1 if sublayer.block == 0 else -1 for sublayer in stream_order(3)]
     levels[4:] = [0, 0]
     allocation = supernet.grid.allocation(levels)
-    read = finish.assemble(
-        make_builder(decoder, tokens, SupernetSettings(ExpectationAccumulation())),
-        allocation,
-        supernet=supernet,
-        directory=tmp_path / "finish",
-        report=lambda event: None,
-    )
+    builder = make_builder(decoder, tokens, SupernetSettings(ExpectationAccumulation()))
+    read = finish.assemble(Found(builder, allocation, supernet, tmp_path / "finish"))
     removed = Allocation.from_stream(
         [s.num_units - len(read(s.id).kept) for s in decoder.sublayers]
     )
     assert removed == allocation
     with torch.no_grad():
         assert torch.isfinite(PrunedDecoder(decoder, read).final_hidden(tokens)).all()
-
-

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def test_a_write_that_fails_leaves_the_old_file(
 
     monkeypatch.setattr(os if failing == "fsync" else Path, failing, fail)
     with pytest.raises(OSError, match="No space"):
-        write_text(path, "new")
+        write_text(path, "new", sync=True)
     assert path.read_text() == "old"
 
 
@@ -48,5 +49,19 @@ def test_the_content_is_synced_before_it_gets_its_name(
     replace = Path.replace
     monkeypatch.setattr(os, "fsync", lambda descriptor: done.append("sync"))
     monkeypatch.setattr(Path, "replace", lambda a, b: (done.append("rename"), replace(a, b)))
-    write_text(path, "x")
+    write_text(path, "x", sync=True)
     assert done == ["sync", "rename"]
+
+
+def test_infinities_become_null_because_json_has_none(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"x": math.inf, "y": [math.nan, 1.5], "z": {"w": "nan"}})
+    assert json.loads((tmp_path / "a.json").read_text()) == {
+        "x": None,
+        "y": [None, 1.5],
+        "z": {"w": "nan"},
+    }
+
+
+def test_a_missing_directory_is_made(tmp_path: Path) -> None:
+    write_text(tmp_path / "deep" / "a.txt", "x")
+    assert (tmp_path / "deep" / "a.txt").read_text() == "x"

@@ -26,7 +26,8 @@ def explain(error: BaseException, config_dir: Path) -> str:
     if isinstance(error, TyrError):
         return text
     if text.startswith("Error merging override") and error.__cause__ is not None:
-        return f"{text.removeprefix('Error merging override ')}: {explain(error.__cause__, config_dir)}"
+        word = text.removeprefix("Error merging override ")
+        return f"{word}: {explain(error.__cause__, config_dir)}"
     choice = re.search(r"Could not find '([\w./-]+)/([^/']+)'", text)
     if choice:
         return _unknown_choice(choice[1], choice[2], config_dir)

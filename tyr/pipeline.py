@@ -21,7 +21,7 @@ from tyr.search.population import PopulationEvaluator
 from tyr.session import Provenance, Session
 from tyr.sparsity import Allocation, LevelGrid
 from tyr.supernet.builder import SupernetBuilder
-from tyr.supernet.finish import BuiltSupernet, Finish, Reader, prune_along, single_level_grid
+from tyr.supernet.finish import BuiltSupernet, Finish, Found, Reader, prune_along, single_level_grid
 from tyr.supernet.settings import SupernetSettings
 
 
@@ -163,13 +163,9 @@ class Pipeline:
         self, finish: Finish, allocation: Allocation, supernet: BuiltSupernet | None
     ) -> Reader:
         """`compress` of Algorithm 4: one structure per sublayer."""
-        return finish.assemble(
-            self.builder,
-            allocation,
-            supernet=supernet,
-            directory=self.session.run_dir.path / "finish",
-            report=self.session.callbacks.on_sublayer_pruned,
-        )
+        directory = self.session.run_dir.path / "finish"
+        report = self.session.callbacks.on_sublayer_pruned
+        return finish.assemble(Found(self.builder, allocation, supernet, directory, report))
 
     def evaluate_others(self, allocation: Allocation, supernet: BuiltSupernet | None) -> None:
         """What tyr is compared with: the uniform allocation, and the other way to finish."""

@@ -74,7 +74,7 @@ class RunDirectory:
             self._check_same(written.read_text(encoding="utf-8"), config_yaml)
             return True
         self.path.mkdir(parents=True, exist_ok=True)
-        write_text(written, config_yaml)
+        write_text(written, config_yaml, sync=True)
         return False
 
     def check_inputs(self, fingerprint: str) -> None:
@@ -85,7 +85,7 @@ class RunDirectory:
         """
         path = self.path / "inputs.json"
         if not path.is_file():
-            write_json(path, {"tokens": fingerprint})
+            write_json(path, {"tokens": fingerprint}, sync=True)
         elif json.loads(path.read_text(encoding="utf-8"))["tokens"] != fingerprint:
             raise ResumeError(
                 f"the calibration, search or evaluation text is not the one {self.path} was begun "
@@ -100,7 +100,9 @@ class RunDirectory:
     def save_evaluation(self, name: str, row: EvaluationRow) -> None:
         """Add a row to evaluation.json."""
         rows = {**self.evaluations(), name: row}
-        write_json(self.path / "evaluation.json", {key: asdict(r) for key, r in rows.items()})
+        write_json(
+            self.path / "evaluation.json", {key: asdict(r) for key, r in rows.items()}, sync=True
+        )
 
     def search_state(self, iteration: int, grid: LevelGrid) -> SearchState:
         """Where an iteration's search stands; its start when nothing usable is recorded."""
@@ -119,7 +121,7 @@ class RunDirectory:
         """Replace an iteration's search.json."""
         path = self.path / f"iteration-{iteration}" / "search.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"grid": grid.as_dict(), "state": asdict(state)})
+        write_json(path, {"grid": grid.as_dict(), "state": asdict(state)}, sync=True)
 
     def drop_supernets(self, before: int) -> None:
         """Delete the supernets of earlier iterations."""
@@ -133,7 +135,7 @@ class RunDirectory:
             allocation: removed units of every sublayer.
             keep: supernets to leave: `last`, `all` or `none`.
         """
-        write_json(self.path / "finished.json", allocation.as_dict())
+        write_json(self.path / "finished.json", allocation.as_dict(), sync=True)
         for name in ("finish", "uniform"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         if keep == "none":

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tyr.callbacks.files import write_json
 from tyr.events import Callback, RunFinished, RunStarted, SearchFinished
+from tyr.files import write_json
 from tyr.sparsity import KINDS, Allocation, sparsity_of
 
 ALLOCATION_FILE = "allocation.json"

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tyr.callbacks.files import write_json
 from tyr.events import StageFinished, StageStarted
+from tyr.files import write_json
 
 DURATIONS_FILE = "durations.json"
 

@@ -13,7 +13,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from tyr.callbacks.files import write_bytes
+from tyr.files import write_bytes
 
 if TYPE_CHECKING:
     import numpy as np

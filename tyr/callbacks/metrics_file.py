@@ -12,9 +12,9 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
-from tyr.callbacks.files import write_text
 from tyr.callbacks.rows import COLUMNS, Row, RowKey, row_key
 from tyr.errors import ResumeError
+from tyr.files import write_text
 
 METRICS_FILE = "metrics.csv"
 

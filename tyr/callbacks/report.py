@@ -13,10 +13,10 @@ from string import Template
 
 from tyr.callbacks import markup, report_sections
 from tyr.callbacks.clock import recorded_seconds
-from tyr.callbacks.files import write_text
 from tyr.callbacks.history import History
 from tyr.callbacks.results import verdict
 from tyr.events import Callback, GenerationFinished, RunFinished, RunStarted
+from tyr.files import write_text
 
 REPORT_FILE = "report.html"
 TEMPLATE_PATH = Path(__file__).with_name("report.html.template")

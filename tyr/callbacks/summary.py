@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tyr.callbacks.clock import StageClock, by_stage
-from tyr.callbacks.files import write_json
 from tyr.callbacks.results import MAIN_ROWS
 from tyr.events import (
     Callback,
@@ -22,6 +21,7 @@ from tyr.events import (
     StageStarted,
     SublayerPruned,
 )
+from tyr.files import write_json
 
 SUMMARY_FILE = "summary.json"
 

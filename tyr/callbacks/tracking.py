@@ -25,7 +25,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tyr.callbacks.files import write_json
 from tyr.callbacks.metrics import (
     ALLOCATION_IMAGE,
     RESULT_TABLE,
@@ -60,6 +59,7 @@ from tyr.events import (
     StageStarted,
     SublayerPruned,
 )
+from tyr.files import write_json
 from tyr.sparsity import Allocation
 
 if TYPE_CHECKING:

@@ -1,9 +1,10 @@
 """The Python standard library's own source as a corpus: always there, offline, never licensed away.
 
-Serves the built-in tiny model (no counterpart in the paper, which calibrates on FineWeb-Edu). The split is fixed by
-the SHA-256 of a top-level module's name, so it is the same on every machine and no module, package or private twin
-(`_pydecimal` / `decimal`) is in two splits. The text itself follows the interpreter's version; `TokenSplits.fingerprint`
-records which text a number was measured on. It deliberately reads nothing outside the standard library's folder.
+Serves the built-in tiny model (no counterpart in the paper, which calibrates on FineWeb-Edu). The
+split is fixed by the SHA-256 of a top-level module's name, so it is the same on every machine and
+no module, package or private twin (`_pydecimal` / `decimal`) is in two splits. The text itself
+follows the interpreter's version; `TokenSplits.fingerprint` records which text a number was
+measured on. It deliberately reads nothing outside the standard library's folder.
 """
 
 from __future__ import annotations
@@ -24,12 +25,19 @@ logger = logging.getLogger(__name__)
 
 StdlibSplit = Literal["train", "calibration", "search", "evaluation"]
 
-# Distributions strip or move these, or their text is mostly boilerplate: never measured on, at most trained on.
+# Distributions strip or move these, or their text is mostly boilerplate: never measured on, at
+# most trained on.
 TRAIN_ONLY = frozenset(
-    "distutils ensurepip html idlelib lib2to3 msilib test tkinter turtle turtledemo unittest venv".split()
+    (
+        *("distutils", "ensurepip", "html", "idlelib", "lib2to3", "msilib", "test", "tkinter"),
+        *("turtle", "turtledemo", "unittest", "venv"),
+    )
 )
-# Character tables, topic dumps and build settings: no code to learn, and the last hold paths of one machine.
-EXCLUDED = frozenset("encodings pydoc_data this antigravity __phello__ __hello__ lib-dynload".split())
+# Character tables, topic dumps and build settings: no code to learn, and the last hold paths of
+# one machine.
+EXCLUDED = frozenset(
+    ("encodings", "pydoc_data", "this", "antigravity", "__phello__", "__hello__", "lib-dynload")
+)
 EXCLUDED_PREFIXES = ("_sysconfigdata", "config-", "site-packages", "dist-packages", "__pycache__")
 
 _HELD_OUT: tuple[StdlibSplit, ...] = ("evaluation", "search", "calibration")
@@ -40,8 +48,8 @@ _PIECE_CHARACTERS = 4096
 class StdlibData:
     """Calibration, search and evaluation text from held-out modules of the running interpreter.
 
-    Documents are pieces of modules of about 4,096 characters in hash order, so that the first few thousand tokens
-    already come from many modules.
+    Documents are pieces of modules of about 4,096 characters in hash order, so that the first few
+    thousand tokens already come from many modules.
 
     Args:
         sequence_length: tokens per window.
@@ -60,7 +68,9 @@ class StdlibData:
         search_tokens: int,
         evaluation_tokens: int,
     ) -> None:
-        self.sizes = SplitSizes(sequence_length, calibration_tokens, search_tokens, evaluation_tokens)
+        self.sizes = SplitSizes(
+            sequence_length, calibration_tokens, search_tokens, evaluation_tokens
+        )
 
     def load(self, tokenizer: PreTrainedTokenizerBase) -> TokenSplits:
         """Tokenise as much of each held-out split as was asked for.
@@ -68,11 +78,14 @@ class StdlibData:
         Raises:
             DataError: a split holds fewer tokens than asked for.
         """
+
         def windows(split: SplitName) -> Windows:
             return TokenStream(stdlib_documents(split), tokenizer).take(split, self.sizes)
 
         return TokenSplits.from_windows(
-            calibration=windows("calibration"), search=windows("search"), evaluation=windows("evaluation")
+            calibration=windows("calibration"),
+            search=windows("search"),
+            evaluation=windows("evaluation"),
         )
 
 
@@ -87,7 +100,9 @@ def stdlib_documents(split: StdlibSplit, root: Path | None = None) -> Iterator[s
         DataError: unknown split, or no module of this split under `root`.
     """
     if split not in get_args(StdlibSplit):
-        raise DataError(f"unknown stdlib split {split!r}; known: {', '.join(get_args(StdlibSplit))}")
+        raise DataError(
+            f"unknown stdlib split {split!r}; known: {', '.join(get_args(StdlibSplit))}"
+        )
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
     pieces: list[tuple[str, str]] = []
     for relative in _modules(root):
@@ -98,14 +113,14 @@ def stdlib_documents(split: StdlibSplit, root: Path | None = None) -> Iterator[s
             ]
     if not pieces:
         raise DataError(
-            f"no source text of the {split} split under {root}: this Python ships its standard library without "
-            "sources; use data=text data.path=<file> instead"
+            f"no source text of the {split} split under {root}: this Python ships its standard "
+            "library without sources; use data=text data.path=FILE instead"
         )
     yield from (piece for _, piece in sorted(pieces))
 
 
 def split_of(relative: Path) -> StdlibSplit | None:
-    """The split that a module belongs to, from its path relative to the standard library; None if unused."""
+    """The split of a module, from its path relative to the standard library; None if unused."""
     top = relative.parts[0].removesuffix(".py")
     if top in EXCLUDED or top.startswith(EXCLUDED_PREFIXES):
         return None
@@ -119,7 +134,7 @@ def split_of(relative: Path) -> StdlibSplit | None:
 
 
 def split_at_statements(text: str, characters: int = _PIECE_CHARACTERS) -> list[str]:
-    """Cut a module into pieces of at least `characters`, each starting at a top-level statement where one comes.
+    """Cut a module into pieces of at least `characters`, each starting at a top-level statement.
 
     A piece is cut hard at twice the size when no line begins in the first column before that.
     """
@@ -138,7 +153,7 @@ def split_at_statements(text: str, characters: int = _PIECE_CHARACTERS) -> list[
 
 
 def _modules(root: Path) -> Iterator[Path]:
-    """Every module under `root`, relative to it, in a fixed order; skips site-packages before descending."""
+    """Every module under `root`, relative to it, in a fixed order; never enters site-packages."""
     for top in sorted(root.iterdir()):
         if top.name in EXCLUDED or top.name.startswith(EXCLUDED_PREFIXES):
             continue
@@ -147,7 +162,7 @@ def _modules(root: Path) -> Iterator[Path]:
 
 
 def _family(top: str) -> str:
-    """One name for a module and its private twins: `_pydecimal`, `_decimal` and `decimal` stay together."""
+    """One name for a module and its private twins, as `_pydecimal`, `_decimal` and `decimal`."""
     if top.startswith("__"):
         return top
     return top.removeprefix("_py").lstrip("_").removesuffix("_abc")

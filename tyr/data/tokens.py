@@ -1,9 +1,10 @@
 """Token windows: what every data source hands to the pipeline.
 
-Calibration (paper section 4.1, A.3), search (Algorithm 3) and evaluation each get non-overlapping, contiguous windows
-of one length. Protocol: no special token is added inside a document, documents are joined by the tokenizer's
-end-of-text token if it has one, and a window begins wherever the previous one ended (no BOS is forced on it).
-Documents are tokenised a few at a time and only as many as are needed. It does not read files; its callers do.
+Calibration (paper section 4.1, A.3), search (Algorithm 3) and evaluation each get non-overlapping,
+contiguous windows of one length. Protocol: no special token is added inside a document, documents
+are joined by the tokenizer's end-of-text token if it has one, and a window begins wherever the
+previous one ended (no BOS is forced on it). Documents are tokenised a few at a time and only as
+many as are needed. It does not read files; its callers do.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import hashlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
-from itertools import islice
 from typing import Literal
 
 import torch
@@ -24,6 +24,7 @@ from tyr.errors import DataError
 SplitName = Literal["calibration", "search", "evaluation"]
 
 _DOCUMENTS_PER_BATCH = 16
+_CHARACTERS_PER_BATCH = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,9 @@ class SplitSizes:
             if isinstance(value, bool) or not isinstance(value, int):
                 raise DataError(f"data.{field.name} must be a whole number, got {value!r}")
         if self.sequence_length < 2:
-            raise DataError(f"data.sequence_length must be at least 2 tokens, got {self.sequence_length}")
+            raise DataError(
+                f"data.sequence_length must be at least 2 tokens, got {self.sequence_length}"
+            )
         for field in fields(self)[1:]:
             if (value := getattr(self, field.name)) < self.sequence_length:
                 raise DataError(
@@ -69,7 +72,8 @@ class SplitSizes:
 
     def __str__(self) -> str:
         return (
-            f"data.calibration_tokens={self.calibration_tokens}, data.search_tokens={self.search_tokens}, "
+            f"data.calibration_tokens={self.calibration_tokens}, "
+            f"data.search_tokens={self.search_tokens}, "
             f"data.evaluation_tokens={self.evaluation_tokens}"
         )
 
@@ -95,8 +99,9 @@ class TokenSplits:
         calibration: (N, T), int64.
         search: (M, T), int64.
         evaluation: (K, T), int64.
-        evaluation_bytes: UTF-8 bytes of the text under all K·T evaluation tokens, counted on the text itself. A loss
-            over the K·(T-1) predicted tokens becomes bits per byte as mean_nll · K·T / (evaluation_bytes · ln 2).
+        evaluation_bytes: UTF-8 bytes of the text under all K·T evaluation tokens, counted on the
+            text itself. A loss over the K·(T-1) predicted tokens becomes bits per byte as
+            mean_nll · K·T / (evaluation_bytes · ln 2).
         fingerprint: SHA-256 over the three splits, hexadecimal.
     """
 
@@ -107,15 +112,50 @@ class TokenSplits:
     fingerprint: str
 
     @classmethod
-    def from_windows(cls, *, calibration: Windows, search: Windows, evaluation: Windows) -> TokenSplits:
+    def from_windows(
+        cls, *, calibration: Windows, search: Windows, evaluation: Windows
+    ) -> TokenSplits:
         """Join three splits and fingerprint them."""
         digest = hashlib.sha256()
         for split in (calibration, search, evaluation):
             digest.update(repr(tuple(split.tokens.shape)).encode())
             digest.update(split.tokens.contiguous().numpy().astype("<i8").tobytes())
         return cls(
-            calibration.tokens, search.tokens, evaluation.tokens, evaluation.num_bytes, digest.hexdigest()
+            calibration.tokens,
+            search.tokens,
+            evaluation.tokens,
+            evaluation.num_bytes,
+            digest.hexdigest(),
         )
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: Iterable[str],
+        tokenizer: PreTrainedTokenizerBase,
+        sizes: SplitSizes,
+        *,
+        evaluation: Iterable[str] | None = None,
+    ) -> TokenSplits:
+        """Cut one run of documents: evaluation, then search, then calibration.
+
+        In this order the evaluation text does not depend on how much the other two ask for.
+
+        Args:
+            documents: texts, read lazily.
+            tokenizer: any tokenizer.
+            sizes: how much of each.
+            evaluation: texts to evaluate on instead of the head of `documents`.
+
+        Raises:
+            DataError: too little text.
+        """
+        stream = TokenStream(documents, tokenizer)
+        held_out = stream if evaluation is None else TokenStream(evaluation, tokenizer)
+        evaluated = held_out.take("evaluation", sizes)
+        search = stream.take("search", sizes)
+        calibration = stream.take("calibration", sizes)
+        return cls.from_windows(calibration=calibration, search=search, evaluation=evaluated)
 
 
 @dataclass(frozen=True)
@@ -132,7 +172,7 @@ class TokenStream:
 
     Args:
         documents: texts, read lazily.
-        tokenizer: any tokenizer; a fast one encodes documents in batches and knows the text under each token.
+        tokenizer: any tokenizer; a fast one also knows the text under each token.
     """
 
     def __init__(self, documents: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> None:
@@ -153,8 +193,9 @@ class TokenStream:
         while missing:
             if not self._pending and not self._encode_more():
                 raise DataError(
-                    f"too little text: {self._tokens_read} tokens in all, and the {split} split still misses "
-                    f"{missing} of its {wanted}. Asked for: {sizes}. Lower one of them or give more text"
+                    f"too little text: {self._tokens_read} tokens in all, and the {split} split "
+                    f"still misses {missing} of its {wanted}. Asked for: {sizes}. Lower one of "
+                    "them or give more text"
                 )
             document, start = self._pending.popleft()
             stop = min(start + missing, len(document.tokens))
@@ -167,7 +208,13 @@ class TokenStream:
 
     def _encode_more(self) -> bool:
         """Tokenise the next batch of documents; False at the end of the text."""
-        texts = list(islice(self._documents, _DOCUMENTS_PER_BATCH))
+        texts, characters = list[str](), 0
+        # Long documents are not collected: offsets cost about a hundred bytes per token.
+        while len(texts) < _DOCUMENTS_PER_BATCH and characters < _CHARACTERS_PER_BATCH:
+            if (text := next(self._documents, None)) is None:
+                break
+            texts.append(text)
+            characters += len(text)
         for document in _encode(texts, self._tokenizer):
             self._pending.append((document, 0))
             self._tokens_read += len(document.tokens)
@@ -182,8 +229,9 @@ def check_context(sequence_length: int, max_position_embeddings: int) -> None:
     """
     if sequence_length > max_position_embeddings:
         raise DataError(
-            f"data.sequence_length={sequence_length} exceeds the model's context of {max_position_embeddings} "
-            f"tokens; set data.sequence_length to at most {max_position_embeddings}"
+            f"data.sequence_length={sequence_length} exceeds the model's context of "
+            f"{max_position_embeddings} tokens; set data.sequence_length to at most "
+            f"{max_position_embeddings}"
         )
 
 
@@ -194,9 +242,13 @@ def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterato
     if not kept:
         return
     fast = tokenizer.is_fast
-    # verbose=False: a document longer than the model's context is no mistake here, it is cut into windows.
+    # verbose=False: a document longer than the model's context is cut into windows, no mistake.
     encoded = tokenizer(
-        kept, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=fast, verbose=False
+        kept,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_offsets_mapping=fast,
+        verbose=False,
     )
     for index, text in enumerate(kept):
         ids: list[int] = list(encoded["input_ids"][index])
@@ -204,12 +256,14 @@ def _encode(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> Iterato
             ends = [end for _, end in encoded["offset_mapping"][index]]
         else:
             ends = _ends_by_decoding(ids, text, tokenizer)
-        tail = [len(text)] * len(separator)
-        yield _Document(text, torch.tensor(ids + separator), torch.tensor(ends + tail))
+        ids, ends = ids + separator, ends + [len(text)] * len(separator)
+        if ids:  # a tokenizer may drop all of a text
+            ends[-1] = len(text)  # and many trim the blanks at its end
+            yield _Document(text, torch.tensor(ids), torch.tensor(ends))
 
 
 def _ends_by_decoding(ids: list[int], text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Where each token ends in the text, for tokenizers that do not say: by the length of each decoded token."""
+    """Where each token ends in the text, by the length of each decoded token, if unsaid."""
     ends, position = [], 0
     for token in ids:
         position = min(position + len(tokenizer.decode([token])), len(text))

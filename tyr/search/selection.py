@@ -53,12 +53,11 @@ def parse_stages(stages: Sequence[Sequence[int]], offspring: int) -> tuple[Stage
         ConfigError: not pairs of positive integers, survivors do not fall to 1, or more survivors
             than candidates.
     """
-    pairs = [tuple(stage) for stage in stages]
-    if not pairs or any(len(p) != 2 or min(p) < 1 or int(p[0]) != p[0] for p in pairs):
+    if not stages or not all(_is_pair_of_counts(stage) for stage in stages):
         raise ConfigError(
-            f"search.stages must be pairs [tokens, survivors] of positive integers, got {pairs}"
+            f"search.stages must be pairs [tokens, survivors] of positive integers, got {stages}"
         )
-    parsed = tuple(Stage(int(tokens), int(survivors)) for tokens, survivors in pairs)
+    parsed = tuple(Stage(int(tokens), int(survivors)) for tokens, survivors in stages)
     entering = offspring
     for stage in parsed:
         if stage.survivors > entering:
@@ -70,6 +69,15 @@ def parse_stages(stages: Sequence[Sequence[int]], offspring: int) -> tuple[Stage
     if entering != 1:
         raise ConfigError(f"search.stages: the last stage must keep 1 candidate, got {entering}")
     return parsed
+
+
+def _is_pair_of_counts(stage: object) -> bool:
+    """Whether a stage is two whole numbers from 1 up; YAML may write them as 2e3."""
+    return (
+        isinstance(stage, Sequence)
+        and len(stage) == 2
+        and all(isinstance(n, int | float) and n >= 1 and float(n).is_integer() for n in stage)
+    )
 
 
 def draw_sample(num_sequences: int, length: int, num_tokens: int, rng: torch.Generator) -> Sample:

@@ -30,6 +30,25 @@ class BuiltSupernet:
     grid: LevelGrid
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a finish has to work with.
+
+    Args:
+        builder: walks the calibration stream.
+        allocation: removed units of every sublayer.
+        supernet: the last iteration's, or None when nothing was searched.
+        directory: where structures made here go.
+        report: called after each sublayer.
+    """
+
+    builder: SupernetBuilder
+    allocation: Allocation
+    supernet: BuiltSupernet | None
+    directory: Path
+    report: Report = silent
+
+
 class Finish(Protocol):
     """Turns an allocation into structures."""
 
@@ -39,24 +58,8 @@ class Finish(Protocol):
     def other(self) -> Finish:
         """The other way, for comparison."""
 
-    def assemble(
-        self,
-        builder: SupernetBuilder,
-        allocation: Allocation,
-        *,
-        supernet: BuiltSupernet | None,
-        directory: Path,
-        report: Report,
-    ) -> Reader:
-        """A reader of the final structures.
-
-        Args:
-            builder: walks the calibration stream.
-            allocation: removed units of every sublayer.
-            supernet: the last iteration's, or None when nothing was searched.
-            directory: where structures made here go.
-            report: called after each sublayer.
-        """
+    def assemble(self, found: Found) -> Reader:
+        """A reader of the final structures."""
 
 
 def single_level_grid(units: UnitCounts, allocation: Allocation) -> LevelGrid:
@@ -108,18 +111,12 @@ class Repruned:
         """See `Finish.other`."""
         return FromSupernet()
 
-    def assemble(
-        self,
-        builder: SupernetBuilder,
-        allocation: Allocation,
-        *,
-        supernet: BuiltSupernet | None,
-        directory: Path,
-        report: Report,
-    ) -> Reader:
+    def assemble(self, found: Found) -> Reader:
         """See `Finish.assemble`."""
-        grid = single_level_grid(builder.units, allocation)
-        return prune_along(builder, grid, directory, label="finish", report=report)
+        grid = single_level_grid(found.builder.units, found.allocation)
+        return prune_along(
+            found.builder, grid, found.directory, label="finish", report=found.report
+        )
 
 
 class FromSupernet:
@@ -138,20 +135,12 @@ class FromSupernet:
         """See `Finish.other`."""
         return Repruned()
 
-    def assemble(
-        self,
-        builder: SupernetBuilder,
-        allocation: Allocation,
-        *,
-        supernet: BuiltSupernet | None,
-        directory: Path,
-        report: Report,
-    ) -> Reader:
+    def assemble(self, found: Found) -> Reader:
         """See `Finish.assemble`.
 
         Raises:
             ConfigError: nothing was searched, so there is no supernet.
         """
-        if supernet is None:
+        if found.supernet is None:
             raise ConfigError("finish=supernet needs iterations >= 1; use finish=repruned")
-        return read_allocation(supernet, allocation)
+        return read_allocation(found.supernet, found.allocation)

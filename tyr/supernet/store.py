@@ -165,8 +165,9 @@ class SupernetStore:
         self._write_manifest()
 
     def _write_manifest(self) -> None:
-        content = {"format": FORMAT, "header": self.header, "sublayers": self._entries}
-        write_json(self.directory / MANIFEST, content)
+        entries = dict(sorted(self._entries.items()))  # in stream order, also after a rebuild
+        content = {"format": FORMAT, "header": self.header, "sublayers": entries}
+        write_json(self.directory / MANIFEST, content, sync=True)
 
 
 def _sha256(path: Path) -> str:

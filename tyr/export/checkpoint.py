@@ -1,0 +1,271 @@
+"""Write a pruned model as a Hugging Face directory that transformers loads by itself.
+
+This is the canonical artefact of a run: the sparse model that Algorithm 4 of the paper returns,
+with its columns really gone. One sublayer is read at a time and one shard is held in memory. The
+directory appears under its name only when it is complete. What the numbers in the returned record
+say was read back from the files.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import PretrainedConfig
+
+from tyr.errors import ConfigError, ModelError, StoreError, TyrError
+from tyr.export import modeling_tyr
+from tyr.export.card import CardFacts, licence_files, licence_lines, model_card
+from tyr.export.config import PrunedSizes, pruned_config
+from tyr.export.shards import ShardWriter, stored_shapes
+from tyr.export.tensors import (
+    ExportedTensor,
+    ReadStructure,
+    blocks_prefix,
+    embedding_names,
+    model_size,
+    other_tensors,
+    sublayer_part,
+)
+from tyr.model.decoder import Decoder
+from tyr.model.sublayer import Structure
+from tyr.sparsity import SublayerId, UnitCounts
+
+logger = logging.getLogger(__name__)
+
+GENERATION = "generation_config.json"
+SHARD_BYTES = 5_000_000_000  # what transformers and the hubs use
+
+
+@dataclass(frozen=True)
+class ExportedModel:
+    """What was written. All counts come from the shapes in the files.
+
+    Args:
+        directory: where it is.
+        parameters: all of them; tied embeddings count once.
+        backbone_parameters: without token embedding and vocabulary head.
+        bytes: of all tensors.
+        removed: units that every sublayer lost.
+    """
+
+    directory: Path
+    parameters: int
+    backbone_parameters: int
+    bytes: int
+    removed: UnitCounts
+
+
+class HuggingFaceExport:
+    """Exports to a Hugging Face directory; `export=hf`.
+
+    Args:
+        max_shard_bytes: largest safetensors file, unless a single tensor is larger.
+    """
+
+    def __init__(self, max_shard_bytes: int = SHARD_BYTES) -> None:
+        if max_shard_bytes < 1:
+            raise ConfigError(f"export.max_shard_bytes must be positive, got {max_shard_bytes}")
+        self._max_shard_bytes = max_shard_bytes
+
+    def export(
+        self,
+        decoder: Decoder,
+        read: ReadStructure,
+        directory: Path,
+        provenance: Mapping[str, object],
+    ) -> ExportedModel:
+        """See `export_checkpoint`."""
+        return export_checkpoint(
+            decoder,
+            read,
+            directory,
+            provenance=provenance,
+            max_shard_bytes=self._max_shard_bytes,
+        )
+
+
+class NoExport:
+    """Writes no model; `export=none`."""
+
+    def export(
+        self,
+        decoder: Decoder,
+        read: ReadStructure,
+        directory: Path,
+        provenance: Mapping[str, object],
+    ) -> None:
+        """Do nothing."""
+
+
+def export_checkpoint(
+    decoder: Decoder,
+    read: ReadStructure,
+    directory: Path,
+    *,
+    provenance: Mapping[str, object],
+    max_shard_bytes: int = SHARD_BYTES,
+) -> ExportedModel:
+    """Write the model whose sublayers `read` returns.
+
+    Args:
+        decoder: the dense model, which gives everything but the output projections.
+        read: structure of a sublayer, called once for each in stream order.
+        directory: must not exist or be empty.
+        provenance: for the model card; see `card.model_card`.
+        max_shard_bytes: largest safetensors file, unless a single tensor is larger.
+
+    Raises:
+        ModelError: block 0 has no attention left.
+        StoreError: the directory holds something, or writing failed.
+    """
+    directory = Path(directory)
+    _check_target(directory)
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed export
+    try:
+        partial.mkdir(parents=True)
+        _write(decoder, read, partial, provenance=provenance, max_shard_bytes=max_shard_bytes)
+        if directory.exists():
+            directory.rmdir()
+        partial.rename(directory)
+    except TyrError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"cannot write the pruned model to {directory}: {error}; free disk space or choose "
+            f"another directory"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return _measure(decoder, directory)
+
+
+def _check_target(directory: Path) -> None:
+    if directory.is_dir() and not any(directory.iterdir()):
+        return
+    if directory.exists():
+        raise StoreError(
+            f"{directory} already exists: expected a new or empty directory for the pruned model; "
+            f"remove it or choose another one"
+        )
+
+
+def _write(
+    decoder: Decoder,
+    read: ReadStructure,
+    directory: Path,
+    *,
+    provenance: Mapping[str, object],
+    max_shard_bytes: int,
+) -> None:
+    writer = ShardWriter(directory, max_shard_bytes=max_shard_bytes)
+    sizes = PrunedSizes.dense(decoder.units.num_blocks)
+    parameters = _add_all(writer, other_tensors(decoder), decoder.storage_dtype)
+    for sublayer in decoder.sublayers:
+        structure = read(sublayer.id)
+        _check_cache(sublayer.id, structure)
+        part = sublayer_part(decoder, sublayer, structure)
+        parameters += _add_all(writer, part.tensors, decoder.storage_dtype)
+        sizes.add(sublayer.id.block, part)
+    writer.finish()
+    _write_code(decoder, directory, pruned_config(decoder, sizes))
+    _write_card(decoder, directory, provenance, parameters=parameters, layers=sizes.rows())
+
+
+def _check_cache(sublayer_id: SublayerId, structure: Structure) -> None:
+    if sublayer_id == SublayerId(0, "attn") and structure.kept.numel() == 0:
+        raise ModelError(
+            "block 0 has no attention left, but transformers reads the length of the KV cache "
+            "there and would generate wrongly; keep at least one attention unit in block 0"
+        )
+
+
+def _add_all(writer: ShardWriter, tensors: Iterable[ExportedTensor], dtype: torch.dtype) -> int:
+    parameters = 0
+    for tensor in tensors:
+        writer.add(tensor.name, tensor.gather(dtype))
+        parameters += tensor.numel
+    return parameters
+
+
+def _write_card(
+    decoder: Decoder,
+    directory: Path,
+    provenance: Mapping[str, object],
+    *,
+    parameters: int,
+    layers: Sequence[Mapping[str, object]],
+) -> None:
+    local = _local_base(decoder)
+    facts = CardFacts(
+        # The path of a local model means nothing to others.
+        base=str(decoder.config.name_or_path or "") if local is None else local.name,
+        licence=[] if local is None else licence_lines(local),
+        dense_parameters=model_size(decoder).parameters,
+        parameters=parameters,
+        layers=layers,
+    )
+    (directory / "README.md").write_text(model_card(facts, provenance), encoding="utf-8")
+    for file in [] if local is None else licence_files(local):
+        shutil.copyfile(file, directory / file.name)
+
+
+def _write_code(decoder: Decoder, directory: Path, config: PretrainedConfig) -> None:
+    """Everything that is not a weight, but for the model card."""
+    config.to_json_file(directory / "config.json")
+    source = Path(modeling_tyr.__file__)
+    shutil.copyfile(source, directory / source.name)
+    decoder.tokenizer.save_pretrained(directory)
+    generation: Any = getattr(decoder.model, "generation_config", None)
+    if generation is not None and _has_generation_file(decoder, generation):
+        # Not `save_pretrained`: it refuses settings that published models do have.
+        generation.to_json_file(directory / GENERATION)
+
+
+def _has_generation_file(decoder: Decoder, generation: Any) -> bool:
+    """Whether the base model came with generation settings; else they follow from its config."""
+    local = _local_base(decoder)
+    in_directory = local is not None and (local / GENERATION).is_file()
+    return in_directory or not getattr(generation, "_from_model_config", True)
+
+
+def _local_base(decoder: Decoder) -> Path | None:
+    """Directory of the dense model, if it was read from one."""
+    base = str(decoder.config.name_or_path or "")
+    return Path(base) if base and Path(base).is_dir() else None
+
+
+def _measure(decoder: Decoder, directory: Path) -> ExportedModel:
+    ends, stored = embedding_names(decoder), list(stored_shapes(directory))
+    counts = {name: math.prod(shape) for name, shape, _ in stored}
+    shapes = {name: shape for name, shape, _ in stored}
+    exported = ExportedModel(
+        directory=directory,
+        parameters=sum(counts.values()),
+        backbone_parameters=sum(count for name, count in counts.items() if name not in ends),
+        bytes=sum(size for *_, size in stored),
+        removed=_removed_units(decoder, shapes),
+    )
+    logger.info("wrote %s: %d parameters", directory, exported.parameters)
+    return exported
+
+
+def _removed_units(decoder: Decoder, shapes: Mapping[str, tuple[int, ...]]) -> UnitCounts:
+    """Units that each sublayer lost, from the input width of its output projection."""
+    names, removed = decoder.architecture, []
+    for sublayer in decoder.sublayers:
+        attention = sublayer.id.kind == "attn"
+        module = names.attention if attention else names.ffn
+        output = names.attention_output if attention else names.ffn_output
+        name = f"{blocks_prefix(decoder)}.{sublayer.id.block}.{module}.{output}.weight"
+        width = shapes[name][1] if name in shapes else 0
+        removed.append(sublayer.num_units - width // sublayer.unit_size)
+    return UnitCounts.from_stream(removed)
