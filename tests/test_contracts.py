@@ -1,6 +1,6 @@
 """What every pluggable class must keep, whoever wrote it: parametrised over the YAML files.
 
-A new criterion, target, accumulation, objective or finish is tested here as soon as its file exists.
+A new criterion, target, accumulation, objective or finish is tested as soon as its file exists.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The whole of Algorithm 4 on a small model: exact budgets, and continuing after any interruption."""
+"""Algorithm 4 whole, on a small model: exact budgets, and continuing after any interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README is true: its commands compose or run, its targets and links exist, its Python works."""
+"""The README is true: commands compose or run, targets and links exist, its Python works."""
 
 from __future__ import annotations
 

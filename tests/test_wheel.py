@@ -1,4 +1,4 @@
-"""What a user installs: the wheel carries the configuration, the built-in model and the template."""
+"""What a user installs: the wheel carries configuration, built-in model and report template."""
 
 from __future__ import annotations
 
