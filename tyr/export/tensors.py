@@ -61,11 +61,11 @@ class ExportedTensor:
         return self.rows.numel() * math.prod(self.source.shape[1:])
 
     def gather(self, dtype: torch.dtype) -> Tensor:
-        """The values on the CPU, contiguous, sharing memory with nothing."""
+        """The values on the CPU, contiguous; the source itself where nothing has to change."""
         values = self.source.detach()
         if self.rows is not None:
             values = values[self.rows.to(values.device)]
-        return values.to(device="cpu", dtype=dtype, copy=True).contiguous()
+        return values.to(device="cpu", dtype=dtype).contiguous()
 
 
 @dataclass(frozen=True)
