@@ -171,5 +171,5 @@ def _joined(texts: Iterator[str], separator: str) -> Iterator[str]:
         characters += len(text) + len(separator)
         if characters >= _JOINED_CHARACTERS:
             yield separator.join(rows)
-            rows, characters = [], 0
+            rows, characters = [""], 0  # the next begins with the separator that is still due
     yield separator.join(rows)

@@ -105,8 +105,8 @@ def stdlib_documents(split: StdlibSplit, root: Path | None = None) -> Iterator[s
         )
     root = Path(sysconfig.get_path("stdlib")) if root is None else root
     pieces: list[tuple[str, str]] = []
-    for relative in _modules(root):
-        if split_of(relative) == split and (text := _read_source(root / relative)) is not None:
+    for relative in _modules(root, split):
+        if (text := _read_source(root / relative)) is not None:
             pieces += [
                 (_digest(f"{relative.as_posix()}#{index}"), piece)
                 for index, piece in enumerate(split_at_statements(text))
@@ -152,13 +152,14 @@ def split_at_statements(text: str, characters: int = _PIECE_CHARACTERS) -> list[
     return [*pieces, rest] if rest.strip() else pieces
 
 
-def _modules(root: Path) -> Iterator[Path]:
-    """Every module under `root`, relative to it, in a fixed order; never enters site-packages."""
+def _modules(root: Path, split: StdlibSplit) -> Iterator[Path]:
+    """Modules of one split, relative to `root`, in a fixed order; enters no other folder."""
     for top in sorted(root.iterdir()):
-        if top.name in EXCLUDED or top.name.startswith(EXCLUDED_PREFIXES):
+        if split_of(top.relative_to(root)) != split:
             continue
         paths = sorted(top.rglob("*.py")) if top.is_dir() else [top] * (top.suffix == ".py")
-        yield from (path.relative_to(root) for path in paths)
+        relatives = (path.relative_to(root) for path in paths)
+        yield from (relative for relative in relatives if split_of(relative) == split)
 
 
 def _family(top: str) -> str:

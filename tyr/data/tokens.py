@@ -191,12 +191,13 @@ class TokenStream:
         parts: list[Tensor] = []
         num_bytes = 0
         while missing:
-            if not self._pending and not self._encode_more():
-                raise DataError(
-                    f"too little text: {self._tokens_read} tokens in all, and the {split} split "
-                    f"still misses {missing} of its {wanted}. Asked for: {sizes}. Lower one of "
-                    "them or give more text"
-                )
+            while not self._pending:  # a batch of empty documents adds nothing
+                if not self._encode_more():
+                    raise DataError(
+                        f"too little text: {self._tokens_read} tokens in all, and the {split} "
+                        f"split still misses {missing} of its {wanted}. Asked for: {sizes}. Lower "
+                        "one of them or give more text"
+                    )
             document, start = self._pending.popleft()
             stop = min(start + missing, len(document.tokens))
             parts.append(document.tokens[start:stop])
