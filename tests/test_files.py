@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tyr.files import write_json, write_text
+from tyr.files import write_bytes, write_json, write_text
 
 
 def test_a_text_is_written_and_replaced(tmp_path: Path) -> None:
@@ -18,11 +18,27 @@ def test_a_text_is_written_and_replaced(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_the_folder_is_made_when_needed(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a" / "b" / "c.bin", b"\x00")
+    assert (tmp_path / "a" / "b" / "c.bin").read_bytes() == b"\x00"
+
+
 def test_json_survives_with_every_digit(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
-    content = {"loss": 0.1 + 0.2, "tiny": 5e-324, "none": None, "levels": [-4, 0, 4]}
+    content = {"loss": 0.1 + 0.2, "tiny": 5e-324, "none": None, "levels": [-4, 0, 4], "on": True}
     write_json(path, content)
     assert json.loads(path.read_text(encoding="utf-8")) == content
+
+
+def test_what_json_cannot_say_becomes_null(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"a": math.inf, "b": [1.0, math.nan, (-math.inf,)], 3: "NaN"})
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is not JSON")
+
+    content = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    assert content == {"a": None, "b": [1.0, None, [None]], "3": "NaN"}
 
 
 @pytest.mark.parametrize("failing", ["fsync", "replace"])
@@ -41,27 +57,18 @@ def test_a_write_that_fails_leaves_the_old_file(
     assert path.read_text() == "old"
 
 
-def test_the_content_is_synced_before_it_gets_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("sync", [False, True])
+def test_the_content_is_synced_before_it_gets_its_name_where_that_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sync: bool
 ) -> None:
-    path = tmp_path / "a.txt"
     done: list[str] = []
     replace = Path.replace
+
+    def renaming(self: Path, target: Path) -> Path:
+        done.append("rename")
+        return replace(self, target)
+
     monkeypatch.setattr(os, "fsync", lambda descriptor: done.append("sync"))
-    monkeypatch.setattr(Path, "replace", lambda a, b: (done.append("rename"), replace(a, b)))
-    write_text(path, "x", sync=True)
-    assert done == ["sync", "rename"]
-
-
-def test_infinities_become_null_because_json_has_none(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"x": math.inf, "y": [math.nan, 1.5], "z": {"w": "nan"}})
-    assert json.loads((tmp_path / "a.json").read_text()) == {
-        "x": None,
-        "y": [None, 1.5],
-        "z": {"w": "nan"},
-    }
-
-
-def test_a_missing_directory_is_made(tmp_path: Path) -> None:
-    write_text(tmp_path / "deep" / "a.txt", "x")
-    assert (tmp_path / "deep" / "a.txt").read_text() == "x"
+    monkeypatch.setattr(Path, "replace", renaming)
+    write_text(tmp_path / "a.txt", "x", sync=sync)
+    assert done == (["sync", "rename"] if sync else ["rename"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import re
 from decimal import ROUND_HALF_UP, Decimal
 
@@ -172,7 +173,7 @@ def test_levels_are_equally_spaced_within_range_and_hold_the_centre(grid: LevelG
         assert list(levels) == list(range(min(levels), max(levels) + 1))
         removed = list(levels.values())
         step = grid.step[sublayer.kind]
-        assert all(b - a == step for a, b in zip(removed, removed[1:], strict=False))
+        assert all(b - a == step for a, b in itertools.pairwise(removed))
         most = removable_units(grid.units)[sublayer]
         assert removed[0] >= 0
         assert removed[-1] <= most

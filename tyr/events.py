@@ -64,7 +64,8 @@ class SublayerPruned:
 
     Args:
         errors: level to relative reconstruction error on the calibration stream (squared error of
-            the output projection over its squared norm); empty when read back on resume.
+            the output projection over its squared norm), as recorded when it was solved.
+        resumed: whether it was there already and only passed.
     """
 
     sublayer: SublayerId

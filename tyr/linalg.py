@@ -58,8 +58,8 @@ def cholesky(matrix: Tensor, *, name: str) -> Tensor:
     if info.item() != 0:
         raise NumericsError(
             f"{name}: the calibration Hessian is not positive definite (leading minor "
-            f"{int(info.item())} of {len(matrix)}); raise pruner.damping (try ten times its "
-            f"present value) or calibrate on more tokens"
+            f"{int(info.item())} of {len(matrix)}); raise pruner.damping (try 0.01, or ten "
+            f"times its present value) or calibrate on more tokens"
         )
     return cast(Tensor, factor)
 

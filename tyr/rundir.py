@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
@@ -26,6 +27,8 @@ from tyr.search.evolution import SearchState
 from tyr.sparsity import Allocation, LevelGrid
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Keys that may differ between a run and its continuation: they do not touch its results.
 FREE_KEYS = ("resume", "run_dir", "callbacks", "logger", "debug")
@@ -94,8 +97,7 @@ class RunDirectory:
 
     def evaluations(self) -> dict[str, EvaluationRow]:
         """Rows measured so far."""
-        content = self._read("evaluation.json")
-        return {name: EvaluationRow(**row) for name, row in content.items()}
+        return self._read("evaluation.json", _evaluation_rows) or {}
 
     def save_evaluation(self, name: str, row: EvaluationRow) -> None:
         """Add a row to evaluation.json."""
@@ -106,16 +108,10 @@ class RunDirectory:
 
     def search_state(self, iteration: int, grid: LevelGrid) -> SearchState:
         """Where an iteration's search stands; its start when nothing usable is recorded."""
-        content = self._read(f"iteration-{iteration}/search.json")
-        if not content or content.get("grid") != json.loads(json.dumps(grid.as_dict())):
+        recorded = self._read(f"iteration-{iteration}/search.json", _search_record)
+        if recorded is None or recorded[0] != json.loads(json.dumps(grid.as_dict())):
             return SearchState(0, (0,) * (2 * grid.units.num_blocks))
-        state = content["state"]
-        return SearchState(
-            generation=state["generation"],
-            parent=tuple(state["parent"]),
-            loss=state["loss"],
-            sample_key=tuple(state["sample_key"]),
-        )
+        return recorded[1]
 
     def save_search(self, iteration: int, grid: LevelGrid, state: SearchState) -> None:
         """Replace an iteration's search.json."""
@@ -144,19 +140,18 @@ class RunDirectory:
 
     def finished_allocation(self) -> Allocation | None:
         """The allocation of a finished run, else None."""
-        content = self._read("finished.json")
-        return Allocation.from_dict(content) if content else None
+        return self._read("finished.json", Allocation.from_dict)
 
-    def _read(self, name: str) -> dict[str, Any]:
-        """A JSON file written here, or nothing when it is absent or damaged (said aloud)."""
+    def _read(self, name: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
+        """A JSON file written here, or None when it is absent or damaged (said aloud)."""
         path = self.path / name
         try:
-            return dict(json.loads(path.read_text(encoding="utf-8")))
+            return parse(dict(json.loads(path.read_text(encoding="utf-8"))))
         except FileNotFoundError:
-            return {}
-        except (ValueError, TypeError):
+            return None
+        except (ValueError, TypeError, KeyError):
             logger.warning("%s is damaged: what it recorded will be done again", path)
-            return {}
+            return None
 
     def _check_same(self, earlier: str, config_yaml: str) -> None:
         before, now = flatten(yaml.safe_load(earlier)), flatten(yaml.safe_load(config_yaml))
@@ -171,6 +166,22 @@ class RunDirectory:
                 f"{self.path} was made by a different configuration ({shown}): give the same "
                 f"settings to continue it, or choose another run_dir"
             )
+
+
+def _evaluation_rows(content: Mapping[str, Any]) -> dict[str, EvaluationRow]:
+    return {name: EvaluationRow(**row) for name, row in content.items()}
+
+
+def _search_record(content: Mapping[str, Any]) -> tuple[object, SearchState]:
+    """The grid as it was recorded, and the state."""
+    state = content["state"]
+    loss = state["loss"]
+    return content["grid"], SearchState(
+        generation=state["generation"],
+        parent=tuple(state["parent"]),
+        loss=math.inf if loss is None else loss,  # JSON has no infinity
+        sample_key=tuple(state["sample_key"]),
+    )
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

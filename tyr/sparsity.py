@@ -156,7 +156,7 @@ def removable_units(units: UnitCounts) -> UnitCounts:
 
 
 def uniform_allocation(sparsity: float, units: UnitCounts) -> Allocation:
-    """The isotropic allocation: every block loses the same share, to the nearest unit.
+    """The isotropic allocation: every block loses as many units, to the nearest one.
 
     Raises:
         ConfigError: the sparsity is out of range or asks for more units than may be removed.
@@ -233,8 +233,8 @@ class LevelGrid:
 def level_steps(interval: float, iteration: int, units: UnitCounts) -> dict[Kind, int]:
     """Units per level in an iteration: the interval halves each time, but never below one unit.
 
-    Rounded down, so that nine levels around 50 % always fit. See experiments/DEVIATIONS.md on why
-    the interval is a whole number of units.
+    Rounded down, so that nine levels around 50 % fit, unless levels are less than a unit apart.
+    See experiments/DEVIATIONS.md on why the interval is a whole number of units.
 
     Args:
         interval: sparsity step of the first iteration (paper: 0.125).

@@ -21,6 +21,8 @@ from torch import Tensor
 from tyr.errors import ConfigError, NumericsError
 from tyr.losses import kl_divergences, next_token_losses
 
+LARGEST_LOSS = 700.0  # exp of more overflows a float
+
 
 class LanguageModel(Protocol):
     """What is needed of a model to measure it."""
@@ -72,7 +74,7 @@ class PerplexityEvaluator:
             reference: the dense model.
 
         Raises:
-            NumericsError: the loss is NaN or infinite.
+            NumericsError: the loss or its exponential is NaN or infinite.
         """
         loss = divergence = 0.0
         for batch in windows.split(max(1, self.batch_tokens // windows.shape[1])):
@@ -83,6 +85,9 @@ class PerplexityEvaluator:
             if model is not reference:
                 teacher = reference.final_hidden(tokens)
                 divergence += share * kl_divergences(teacher, [hidden], model.head)[0]
-        if not math.isfinite(loss + divergence):
-            raise NumericsError(f"the evaluation loss is {loss} with KL {divergence}: not finite")
+        if not (loss < LARGEST_LOSS and math.isfinite(divergence)):
+            raise NumericsError(
+                f"the evaluation loss is {loss} with KL {divergence}: the model is broken or needs "
+                f"more precision (model.compute_dtype=float32)"
+            )
         return Quality(math.exp(loss), divergence)

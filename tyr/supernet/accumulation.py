@@ -38,13 +38,16 @@ def kept_fraction(sublayer: Sublayer, structure: Structure) -> float:
 def weighted_sum(
     sublayer: Sublayer, structures: Sequence[Structure], shares: Sequence[float]
 ) -> Tensor:
-    """Σ shareₑ·Wₑ with every Wₑ widened by zero columns: (C, d_in), in compute precision."""
+    """Σ shareₑ·Wₑ with every Wₑ widened by zero columns: (C, d_in), in compute precision.
+
+    Summed in float32 or better and rounded once.
+    """
     dense = sublayer.output_weight
-    mixed = torch.zeros_like(dense)
+    mixed = torch.zeros_like(dense, dtype=torch.promote_types(dense.dtype, torch.float32))
     for structure, share in zip(structures, shares, strict=True):
         rows = sublayer.rows(structure.kept).to(dense.device)
-        mixed.index_add_(1, rows, structure.weight.to(dense), alpha=share)
-    return mixed
+        mixed.index_add_(1, rows, structure.weight.to(mixed), alpha=share)
+    return mixed.to(dense.dtype)
 
 
 class NoAccumulation:

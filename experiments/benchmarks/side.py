@@ -1,0 +1,333 @@
+"""One side of the comparison in a process of its own, so that its peak memory is its own.
+
+    python side.py ROLE FOLDER        (started by supernet_and_generation.py)
+
+It loads what the role needs, answers with one line of JSON, and then performs the work once for
+every line it reads from standard input, answering each with a line of JSON. Both sides do the same
+work on the same model, text, level grid and random draws.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from released import ReleasedBuilder, ReleasedEvaluator, write_dense
+from setting import Setting
+from stopwatch import BUILD_PARTS, SEARCH_PARTS, Stopwatch
+from transformers import LlamaConfig
+
+from tyr.memory import peak_rss_bytes
+from tyr.model.architecture import ARCHITECTURES
+from tyr.model.decoder import Decoder
+from tyr.model.loading import random_weights
+from tyr.prune.criterion import Taylor
+from tyr.prune.local import LocalPruner
+from tyr.prune.target import SelfTarget
+from tyr.search.evolution import Evaluator, EvolutionarySearch, SearchState
+from tyr.search.mutation import Levels
+from tyr.search.objective import KdLogits, dense_reference
+from tyr.search.population import PopulationEvaluator, PopulationLosses
+from tyr.search.selection import Sample
+from tyr.sparsity import LevelGrid, uniform_allocation
+from tyr.supernet.accumulation import ExpectationAccumulation
+from tyr.supernet.builder import SupernetBuilder
+from tyr.supernet.settings import SupernetSettings
+from tyr.supernet.store import SupernetStore
+
+LABEL = "benchmark"
+
+
+class Workload:
+    """Model, text and grid of a setting.
+
+    Args:
+        setting: sizes.
+        folder: where supernets and records go.
+    """
+
+    def __init__(self, setting: Setting, folder: Path) -> None:
+        self.setting = setting
+        self.folder = folder
+        self.settings = SupernetSettings(
+            ExpectationAccumulation(), batch_tokens=setting.batch_tokens
+        )
+
+    def model(self) -> Any:
+        """The stock model, always with the same random weights."""
+        config = LlamaConfig(**self.setting.model_config())
+        return random_weights(config, seed=self.setting.seed).eval()
+
+    def decoder(self) -> Decoder:
+        """The same model as tyr sees it."""
+        return Decoder(
+            self.model(),
+            None,  # type: ignore[arg-type] # text is made of random tokens here
+            architecture=ARCHITECTURES["llama"],
+            storage_dtype=torch.float32,
+        )
+
+    def tokens(self, count: int, seed: int) -> torch.Tensor:
+        """Random sequences."""
+        shape = (count // self.setting.sequence_length, self.setting.sequence_length)
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(self.setting.vocabulary, shape, generator=generator)
+
+    def calibration(self) -> torch.Tensor:
+        """Calibration text."""
+        return self.tokens(self.setting.calibration_tokens, seed=1)
+
+    def search_text(self) -> torch.Tensor:
+        """Search text."""
+        return self.tokens(self.setting.search_tokens, seed=2)
+
+    def grid(self, decoder: Decoder) -> LevelGrid:
+        """Nine levels around the uniform allocation."""
+        uniform = uniform_allocation(self.setting.sparsity, decoder.units)
+        return self.settings.grid(uniform, decoder.units, iteration=0)
+
+    def supernet(self, side: str) -> Path:
+        """Folder of a side's supernet."""
+        return self.folder / f"supernet-{side}"
+
+    def builder(self, decoder: Decoder) -> SupernetBuilder:
+        """tyr's builder: 16 neurons and one head per step (A.3)."""
+        return SupernetBuilder(
+            decoder,
+            self.calibration(),
+            pruner=LocalPruner(Taylor(), SelfTarget()),
+            seed=self.setting.seed,
+            settings=self.settings,
+        )
+
+    def store(self, decoder: Decoder) -> SupernetStore:
+        """tyr's supernet."""
+        grid = self.grid(decoder)
+        return self.builder(decoder).open_store(self.supernet("tyr"), grid, LABEL)
+
+
+class Side(Protocol):
+    """Work that can be repeated."""
+
+    def run(self) -> dict[str, Any]:
+        """Do it once; what there is to say about it."""
+
+
+class BuildTyr:
+    """Prune-to-supernet by tyr."""
+
+    parts = BUILD_PARTS["tyr"]
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        self._decoder = workload.decoder()
+
+    def run(self) -> dict[str, Any]:
+        """See `Side.run`."""
+        workload, grid = self._workload, self._workload.grid(self._decoder)
+        shutil.rmtree(workload.supernet("tyr"), ignore_errors=True)
+        with Clock() as clock:
+            store = workload.store(self._decoder)
+            accumulation = workload.settings.accumulation
+            workload.builder(self._decoder).build(
+                store, grid, accumulation=accumulation, label=LABEL
+            )
+        return {**clock.times, "bytes": store.bytes_on_disk}
+
+
+class BuildReleased:
+    """Prune-to-supernet as released."""
+
+    parts = BUILD_PARTS["released"]
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        self._grid = workload.grid(workload.decoder())
+
+    def run(self) -> dict[str, Any]:
+        """See `Side.run`."""
+        workload, folder = self._workload, self._workload.supernet("released")
+        shutil.rmtree(folder, ignore_errors=True)
+        model = workload.model()  # building changes its weights
+        calibration = workload.calibration()
+        with Clock() as clock:
+            batch_tokens = workload.setting.batch_tokens
+            builder = ReleasedBuilder(model, calibration, batch_tokens=batch_tokens)
+            builder.build(folder, self._grid)
+        return {**clock.times, "bytes": size_on_disk(folder)}
+
+
+class Densify:
+    """tyr's supernet as dense files, for the released evaluator."""
+
+    parts: tuple[Any, ...] = ()
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        self._decoder = workload.decoder()
+
+    def run(self) -> dict[str, Any]:
+        """See `Side.run`."""
+        folder = self._workload.supernet("dense")
+        write_dense(self._workload.store(self._decoder), self._decoder, folder)
+        return {"bytes": size_on_disk(folder)}
+
+
+class Record:
+    """An evaluator that writes down what it was asked and what it answered."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        self._evaluator = evaluator
+        self.stages: list[dict[str, Any]] = []
+        self.num_sequences = evaluator.num_sequences
+        self.length = evaluator.length
+
+    def evaluate(self, candidates: Sequence[Levels], sample: Sample) -> PopulationLosses:
+        """See `Evaluator.evaluate`."""
+        with Clock() as clock:
+            result = self._evaluator.evaluate(candidates, sample)
+        self.stages.append(
+            {
+                **clock.times,
+                "tokens": sample.num_tokens,
+                "rows": sample.rows.tolist(),
+                "candidates": [list(levels) for levels in candidates],
+                "losses": result.losses,
+                "sublayer_evaluations": result.sublayer_evaluations,
+            }
+        )
+        return result
+
+
+class Search:
+    """Consecutive generations of the same search, with either evaluator."""
+
+    def __init__(self, workload: Workload, grid: LevelGrid, evaluator: Evaluator) -> None:
+        setting = workload.setting
+        self._workload = workload
+        self._grid = grid
+        self._evaluator = evaluator
+        self._state = SearchState(0, (0,) * (2 * setting.blocks))
+
+    def run(self) -> dict[str, Any]:
+        """See `Side.run`."""
+        setting, record = self._workload.setting, Record(self._evaluator)
+        search = EvolutionarySearch(
+            KdLogits(),
+            generations=self._state.generation + 1,
+            offspring=setting.offspring,
+            stages=setting.stages,
+            batch_tokens=setting.batch_tokens,
+        )
+        with Clock() as clock:
+            self._state = search.run(
+                record,
+                self._grid,
+                state=self._state,
+                seed=setting.seed,
+                iteration=0,
+                on_generation=lambda *_: None,
+            )
+        parent = {"parent": list(self._state.parent), "loss": self._state.loss}
+        return {**clock.times, "stages": record.stages, **parent, **memory()}
+
+
+class SearchTyr(Search):
+    """tyr's evaluator."""
+
+    parts = SEARCH_PARTS["tyr"]
+
+    def __init__(self, workload: Workload) -> None:
+        decoder = workload.decoder()
+        self.loaded = memory()
+        tokens, batch_tokens = workload.search_text(), workload.setting.batch_tokens
+        evaluator = PopulationEvaluator(
+            decoder,
+            workload.store(decoder),
+            objective=KdLogits(),
+            reference=dense_reference(decoder, tokens, batch_tokens=batch_tokens),
+            batch_tokens=batch_tokens,
+        )
+        super().__init__(workload, workload.grid(decoder), evaluator)
+
+
+class SearchReleased(Search):
+    """The released evaluator on the dense files."""
+
+    parts = SEARCH_PARTS["released"]
+
+    def __init__(self, workload: Workload) -> None:
+        decoder = workload.decoder()
+        self.loaded = memory()
+        evaluator = ReleasedEvaluator(
+            decoder.model,
+            workload.supernet("dense"),
+            workload.search_text(),
+            batch_tokens=workload.setting.batch_tokens,
+        )
+        super().__init__(workload, workload.grid(decoder), evaluator)
+
+
+ROLES: dict[str, Callable[[Workload], Side]] = {
+    "build-tyr": BuildTyr,
+    "build-released": BuildReleased,
+    "densify": Densify,
+    "search-tyr": SearchTyr,
+    "search-released": SearchReleased,
+}
+
+
+class Clock:
+    """Wall and processor seconds of a `with` block; the latter ignore the rest of the machine."""
+
+    def __enter__(self) -> Clock:
+        self.times = {"seconds": -time.perf_counter(), "cpu_seconds": -time.process_time()}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.times["seconds"] += time.perf_counter()
+        self.times["cpu_seconds"] += time.process_time()
+
+
+def memory() -> dict[str, int]:
+    """Resident bytes now, where the system tells, and at the peak so far."""
+    status = Path("/proc/self/statm")
+    peak = peak_rss_bytes()
+    if not status.is_file():
+        return {"rss_bytes": peak, "peak_rss_bytes": peak}
+    pages = int(status.read_text(encoding="ascii").split()[1])
+    return {"rss_bytes": pages * resource.getpagesize(), "peak_rss_bytes": peak}
+
+
+def size_on_disk(folder: Path) -> int:
+    """Bytes of all files below a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+def main() -> None:
+    """Serve one role until standard input ends."""
+    role, folder = sys.argv[1], Path(sys.argv[2])
+    setting = Setting.read(folder / "setting.json")
+    torch.set_num_threads(setting.threads)
+    with Clock() as clock:
+        side = ROLES[role](Workload(setting, folder))
+    print(json.dumps({"loaded": getattr(side, "loaded", None), **clock.times}), flush=True)
+    for command in sys.stdin:
+        if command.strip() == "profile":
+            with Stopwatch(getattr(side, "parts", ())) as watch:
+                answer = side.run()
+            answer["parts"] = watch.breakdown(answer["seconds"])
+        else:
+            answer = side.run()
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,270 @@
+"""tyr against the algorithm as released: supernet building, one search generation, disk, memory.
+
+    python experiments/benchmarks/supernet_and_generation.py          (under six minutes, two cores)
+
+Both sides run in processes of their own (side.py), in turns, on the same random model, text, level
+grid and draws; the search is compared on the same supernet, tyr's, which the released evaluator
+reads as dense files. Ratios are medians over the turns. Imports no torch itself: the peak memory
+of a child would start at the parent's. Writes results/supernet_and_generation.json and .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from report import Goal, describe_run, table, verdicts, write_results
+from setting import Setting, add_options
+
+HERE = Path(__file__).resolve().parent
+NAME = "supernet_and_generation"
+SIDES = ("released", "tyr")
+LOSS_TOLERANCE = 1e-4  # relative
+
+Answer = dict[str, Any]
+
+
+class Process:
+    """A running side.
+
+    Args:
+        role: what it does, see side.py.
+        folder: where the setting lies and the supernets go.
+        threads: for the libraries that read them from the environment.
+    """
+
+    def __init__(self, role: str, folder: Path, threads: int) -> None:
+        count = str(threads)
+        self._child = subprocess.Popen(
+            [sys.executable, str(HERE / "side.py"), role, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count},
+        )
+        self._role = role
+        self.ready = self._answer()
+
+    def ask(self, command: str = "run") -> Answer:
+        """Have the work done once."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(command + "\n")
+        self._child.stdin.flush()
+        return self._answer()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        assert self._child.stdin is not None
+        self._child.stdin.close()
+        self._child.wait()
+
+    def _answer(self) -> Answer:
+        assert self._child.stdout is not None
+        line = self._child.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{self._role} ended with status {self._child.wait()}; see above")
+        answer: Answer = json.loads(line)
+        return answer
+
+
+def in_turns(kind: str, folder: Path, setting: Setting, turns: int) -> dict[str, Any]:
+    """Answers of both sides, run alternately, and a breakdown of one more run of each.
+
+    Args:
+        kind: `build` or `search`.
+        folder: of the sides.
+        setting: sizes.
+        turns: timed runs of each side.
+    """
+    with (
+        Process(f"{kind}-released", folder, setting.threads) as released,
+        Process(f"{kind}-tyr", folder, setting.threads) as tyr,
+    ):
+        processes = {"released": released, "tyr": tyr}
+        answers: dict[str, list[Answer]] = {side: [] for side in SIDES}
+        for turn in range(turns):
+            for side in SIDES:
+                answers[side].append(processes[side].ask())
+                say(f"{kind} {turn + 1}/{turns} {side}: {answers[side][-1]['seconds']:.2f} s")
+        parts = {side: process.ask("profile")["parts"] for side, process in processes.items()}
+        ready = {side: process.ready for side, process in processes.items()}
+    return {"answers": answers, "parts": parts, "ready": ready}
+
+
+def ratio(answers: dict[str, list[Answer]], key: str = "seconds") -> float:
+    """Median over the turns of released / tyr."""
+    pairs = zip(answers["released"], answers["tyr"], strict=True)
+    return median(released[key] / tyr[key] for released, tyr in pairs)
+
+
+def compare_losses(answers: dict[str, list[Answer]]) -> dict[str, Any]:
+    """Whether both sides saw equal candidates, and by how much their losses differ."""
+    worst, equal, count = 0.0, True, 0
+    for released, tyr in zip(answers["released"], answers["tyr"], strict=True):
+        equal &= released["parent"] == tyr["parent"]
+        for ours, theirs in zip(tyr["stages"], released["stages"], strict=True):
+            equal &= ours["candidates"] == theirs["candidates"] and ours["rows"] == theirs["rows"]
+            pairs = list(zip(ours["losses"], theirs["losses"], strict=True))
+            worst = max([worst, *(abs(a - b) / abs(b) for a, b in pairs)])
+            count += len(pairs)
+    return {"same_survivors": equal, "largest_relative_difference": worst, "losses": count}
+
+
+def summarise(build: dict[str, Any], search: dict[str, Any], dense_bytes: int) -> dict[str, Any]:
+    """The figures of the report."""
+    memory = {side: search["answers"][side][-1]["peak_rss_bytes"] for side in SIDES}
+    loaded = {side: search["ready"][side]["loaded"]["rss_bytes"] for side in SIDES}
+    grown = {side: memory[side] - loaded[side] for side in SIDES}
+    return {
+        "build": figures(build),
+        "generation": figures(search),
+        "losses": compare_losses(search["answers"]),
+        "disk": {
+            "tyr_bytes": build["answers"]["tyr"][-1]["bytes"],
+            "dense_bytes": dense_bytes,
+            "ratio": build["answers"]["tyr"][-1]["bytes"] / dense_bytes,
+        },
+        "memory": {
+            "peak_rss_bytes": memory,
+            "loaded_rss_bytes": loaded,
+            "ratio": memory["tyr"] / memory["released"],
+            "ratio_without_loaded": grown["tyr"] / grown["released"],
+        },
+        "stages": stages(search["answers"]),
+    }
+
+
+def figures(runs: dict[str, Any]) -> dict[str, Any]:
+    """Seconds of every turn, the ratios, and where the time goes."""
+    answers = runs["answers"]
+    return {
+        "seconds": {side: [a["seconds"] for a in answers[side]] for side in SIDES},
+        "cpu_seconds": {side: [a["cpu_seconds"] for a in answers[side]] for side in SIDES},
+        "ratio": ratio(answers),
+        "cpu_ratio": ratio(answers, "cpu_seconds"),
+        "parts": runs["parts"],
+    }
+
+
+def stages(answers: dict[str, list[Answer]]) -> list[dict[str, Any]]:
+    """Per stage of the first turn: candidates, tokens, seconds and the share of shared work."""
+    rows = []
+    for theirs, ours in zip(
+        answers["released"][0]["stages"], answers["tyr"][0]["stages"], strict=True
+    ):
+        distinct = {tuple(levels) for levels in ours["candidates"]}
+        nodes = sum(len(levels) for levels in distinct)
+        rows.append(
+            {
+                "candidates": len(ours["candidates"]),
+                "distinct": len(distinct),
+                "tokens": ours["tokens"],
+                "released_seconds": theirs["seconds"],
+                "tyr_seconds": ours["seconds"],
+                "sublayers_evaluated": ours["sublayer_evaluations"] / nodes,
+            }
+        )
+    return rows
+
+
+GOALS = (
+    Goal("supernet building, released / tyr", ("build", "ratio"), at_least=3.0),
+    Goal("one generation, released / tyr", ("generation", "ratio"), at_least=2.5),
+    Goal(
+        "largest relative loss difference",
+        ("losses", "largest_relative_difference"),
+        at_most=LOSS_TOLERANCE,
+    ),
+    Goal("same survivors in every stage", ("losses", "same_survivors"), at_least=1),
+    Goal("supernet bytes, tyr / dense", ("disk", "ratio"), at_most=0.6),
+    Goal("peak memory of the search, tyr / released", ("memory", "ratio"), at_most=0.5),
+)
+
+
+def markdown(content: dict[str, Any]) -> list[str]:
+    """The readable report's sections, after the verdicts."""
+    result, lines = content["figures"], []
+    for key, title in (("build", "Supernet building"), ("generation", "One generation")):
+        part = result[key]
+        lines += [f"## {title}", "", f"processor-time ratio {part['cpu_ratio']:.2f}", ""]
+        rows = [[s, *(f"{x:.2f}" for x in part["seconds"][s])] for s in SIDES]
+        lines += [
+            *table(["side", *(f"turn {i + 1}, s" for i in range(len(rows[0]) - 1))], rows),
+            "",
+        ]
+        for side in SIDES:
+            spent = ", ".join(f"{k} {v:.2f} s" for k, v in part["parts"][side].items())
+            lines += [f"{side} spends: {spent}", ""]
+    header = list(result["stages"][0])
+    rows = [[f"{row[k]:.3g}" for k in header] for row in result["stages"]]
+    lines += [
+        "## Stages of the first turn",
+        "",
+        *table([h.replace("_", " ") for h in header], rows),
+    ]
+    memory = result["memory"]
+    lines += ["", "## Memory of the search process", ""]
+    rows = [
+        [side, mib(memory["loaded_rss_bytes"][side]), mib(memory["peak_rss_bytes"][side])]
+        for side in SIDES
+    ]
+    lines += table(["side", "imports and model, MiB", "peak, MiB"], rows)
+    lines += ["", f"ratio of what comes on top: {memory['ratio_without_loaded']:.2f}"]
+    return lines
+
+
+def mib(count: int) -> str:
+    """Bytes as MiB."""
+    return f"{count / 2**20:.0f}"
+
+
+def say(text: str) -> None:
+    """Progress for whoever waits."""
+    print(text, flush=True)
+
+
+def main() -> None:
+    """Measure, compare, write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add_options(parser)
+    parser.add_argument("--build-turns", type=int, default=2)
+    parser.add_argument("--search-turns", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=HERE / "results")
+    arguments = parser.parse_args()
+    setting = Setting.from_mapping(vars(arguments))
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="tyr-benchmark-") as name:
+        folder = Path(name)
+        setting.write(folder / "setting.json")
+        build = in_turns("build", folder, setting, arguments.build_turns)
+        with Process("densify", folder, setting.threads) as process:
+            dense_bytes = process.ask()["bytes"]
+        search = in_turns("search", folder, setting, arguments.search_turns)
+    content = {
+        **describe_run(setting.threads, setting.seed),
+        "setting": json.loads(json.dumps(vars(setting))),
+        "figures": summarise(build, search, dense_bytes),
+        "seconds": time.perf_counter() - started,
+    }
+    rows = verdicts(content["figures"], GOALS)
+    write_results(
+        arguments.output / NAME,
+        content,
+        title="tyr and the released algorithm",
+        sections=[*rows, "", *markdown(content)],
+    )
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()

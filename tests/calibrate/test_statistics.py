@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.tiny import random_matrix
+from tests.tolerance import assert_close
+from tyr.calibrate.statistics import collect, gram
+
+Batch = tuple[Tensor, Tensor]
+REASON = "products of a batch are formed in float32"
+
+
+def batches(*sizes: int, seed: int = 0) -> list[Batch]:
+    """(hidden (B, 4, 6), features (B, 4, 5)) per batch, float32."""
+    return [
+        (
+            random_matrix(size, 4, 6, seed=seed + 2 * place).float(),
+            random_matrix(size, 4, 5, seed=seed + 2 * place + 1).float(),
+        )
+        for place, size in enumerate(sizes)
+    ]
+
+
+def joined(parts: list[Batch]) -> Batch:
+    """All tokens as rows, float64."""
+    hidden, features = (
+        torch.cat(tensors).flatten(0, 1).double() for tensors in zip(*parts, strict=True)
+    )
+    return hidden, features
+
+
+def test_the_hessian_is_the_second_moment_over_all_batches() -> None:
+    parts = batches(2, 3, 1)
+    _, features = joined(parts)
+    statistics = collect(iter(parts), None)
+    assert statistics.hessian.dtype == torch.float64
+    assert_close(statistics.hessian, features.mT @ features, tolerance=1e-6, reason=REASON)
+    assert statistics.num_tokens == 24
+    assert statistics.cross is None
+    assert statistics.residual is None
+
+
+def test_cross_moments_pair_the_pruned_stream_with_the_dense_one() -> None:
+    pruned, dense = batches(2, 3), batches(2, 3, seed=50)
+    hidden, features = joined(pruned)
+    dense_hidden, dense_features = joined(dense)
+    statistics = collect(iter(pruned), iter(dense))
+    assert statistics.cross is not None
+    assert statistics.residual is not None
+    expected = features.mT @ dense_features
+    assert_close(statistics.cross, expected, tolerance=1e-6, reason=REASON)
+    expected = features.mT @ (dense_hidden - hidden)
+    assert_close(statistics.residual, expected, tolerance=1e-6, reason=REASON)
+
+
+def test_sums_over_many_batches_do_not_drift() -> None:
+    # 4,000 equal terms in a float32 running sum would be off by about 1e-5 relative.
+    ones = torch.full((1, 1, 1), 0.1)
+    statistics = collect(((ones, ones) for _ in range(4000)), None)
+    exact = 4000 * float(torch.tensor(0.1) * torch.tensor(0.1))
+    assert_close(float(statistics.hessian), exact, tolerance=1e-12)
+
+
+def test_a_repeated_run_is_bit_identical() -> None:
+    first, second = (collect(iter(batches(3, 3, 3)), None) for _ in range(2))
+    assert torch.equal(first.hessian, second.hessian)
+
+
+def test_bfloat16_features_are_multiplied_in_float32() -> None:
+    features = random_matrix(64, 5).bfloat16()
+    product = gram(features, features)
+    assert product.dtype == torch.float32
+    exact = features.double().mT @ features.double()
+    assert_close(product, exact, tolerance=1e-6, reason=REASON)
+
+
+def test_no_batches_are_a_fault_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="at least one batch"):
+        collect(iter([]), None)
+
+
+@pytest.mark.gpu
+def test_bfloat16_products_on_an_accelerator_are_exact_in_float32() -> None:
+    features = random_matrix(256, 64).bfloat16()
+    expected = features.double().mT @ features.double()
+    product = gram(features.cuda(), features.cuda())
+    assert product.dtype == torch.float32
+    assert_close(product.cpu(), expected, tolerance=1e-5, reason=REASON)
