@@ -107,6 +107,26 @@ def test_another_text_is_refused(run: RunDirectory) -> None:
         run.check_inputs("abd")
 
 
+def test_a_damaged_record_of_the_text_is_written_anew(
+    run: RunDirectory, caplog: pytest.LogCaptureFixture
+) -> None:
+    (run.path / "inputs.json").write_text('{"tok')
+    with caplog.at_level(logging.WARNING):
+        run.check_inputs("abc")
+    assert "inputs.json is damaged" in caplog.text
+    with pytest.raises(ResumeError):
+        run.check_inputs("abd")
+
+
+@pytest.mark.parametrize("content", ["", "a: [1", "- 1\n- 2\n", "word"])
+def test_a_run_whose_configuration_is_damaged_is_not_continued(
+    run: RunDirectory, content: str
+) -> None:
+    (run.path / "config.yaml").write_text(content)
+    with pytest.raises(ResumeError, match=r"config\.yaml is damaged.*choose another run_dir"):
+        run.start(text(), resume=True)
+
+
 def test_a_search_state_survives_exactly(run: RunDirectory) -> None:
     run.save_search(1, GRID, STATE)
     assert run.search_state(1, GRID) == STATE

@@ -86,10 +86,10 @@ class RunDirectory:
         Raises:
             ResumeError: the text changed since the run began.
         """
-        path = self.path / "inputs.json"
-        if not path.is_file():
-            write_json(path, {"tokens": fingerprint}, sync=True)
-        elif json.loads(path.read_text(encoding="utf-8"))["tokens"] != fingerprint:
+        recorded = self._read("inputs.json", lambda content: str(content["tokens"]))
+        if recorded is None:
+            write_json(self.path / "inputs.json", {"tokens": fingerprint}, sync=True)
+        elif recorded != fingerprint:
             raise ResumeError(
                 f"the calibration, search or evaluation text is not the one {self.path} was begun "
                 f"with: restore the file, or start a new run_dir"
@@ -154,7 +154,14 @@ class RunDirectory:
             return None
 
     def _check_same(self, earlier: str, config_yaml: str) -> None:
-        before, now = flatten(yaml.safe_load(earlier)), flatten(yaml.safe_load(config_yaml))
+        try:
+            before = flatten(dict(yaml.safe_load(earlier)))
+        except (yaml.YAMLError, TypeError, ValueError) as error:
+            raise ResumeError(
+                f"{self.path / 'config.yaml'} is damaged, so it is not known what this run was: "
+                f"choose another run_dir"
+            ) from error
+        now = flatten(yaml.safe_load(config_yaml))
         differing = sorted(
             key
             for key in before.keys() | now.keys()
