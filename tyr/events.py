@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tyr.sparsity import Allocation, Kind, SublayerId, UnitCounts
 
@@ -119,6 +119,25 @@ class SearchFinished:
 
 
 @dataclass(frozen=True)
+class TaskScore:
+    """How often a model picks the right choice of a multiple-choice task.
+
+    Args:
+        metric: `acc`, or `acc_norm` when choices are compared by log-probability per character.
+        value: fraction of the examples, in [0, 1].
+        stderr: standard error of `value`.
+        examples: how many were asked.
+        chance: fraction that guessing gets right.
+    """
+
+    metric: str
+    value: float
+    stderr: float
+    examples: int
+    chance: float
+
+
+@dataclass(frozen=True)
 class EvaluationRow:
     """One line of the final table.
 
@@ -128,6 +147,9 @@ class EvaluationRow:
         parameters: all parameters, tied ones once.
         backbone_parameters: parameters of the decoder blocks.
         bytes: tensor bytes in the stored dtype.
+        tasks: score per task; empty unless the evaluator asks tasks.
+        latency: rows of latency.csv about this model, and about the dense one measured in turns
+            with it; empty unless the evaluator measures speed.
     """
 
     perplexity: float
@@ -135,6 +157,8 @@ class EvaluationRow:
     parameters: int
     backbone_parameters: int
     bytes: int
+    tasks: Mapping[str, TaskScore] = field(default_factory=dict)
+    latency: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

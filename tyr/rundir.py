@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import yaml
 
 from tyr.errors import ResumeError
-from tyr.events import EvaluationRow
+from tyr.events import EvaluationRow, TaskScore
 from tyr.files import write_json, write_text
 from tyr.search.evolution import SearchState
 from tyr.sparsity import Allocation, LevelGrid
@@ -176,7 +176,13 @@ class RunDirectory:
 
 
 def _evaluation_rows(content: Mapping[str, Any]) -> dict[str, EvaluationRow]:
-    return {name: EvaluationRow(**row) for name, row in content.items()}
+    return {name: _evaluation_row(row) for name, row in content.items()}
+
+
+def _evaluation_row(row: Mapping[str, Any]) -> EvaluationRow:
+    facts = dict(row)
+    tasks = {task: TaskScore(**score) for task, score in dict(facts.pop("tasks", {})).items()}
+    return EvaluationRow(**facts, tasks=tasks)
 
 
 def _search_record(content: Mapping[str, Any]) -> tuple[object, SearchState]:

@@ -21,6 +21,7 @@ from tyr.callbacks.results import (
     format_seconds,
     result_lines,
 )
+from tyr.evaluate.scores import CAPTION, score_table
 from tyr.events import EvaluationRow
 
 _MARKS = {"waiting": "·", "earlier": "✓", "running": "→", "done": "✓"}
@@ -76,6 +77,14 @@ def final_table(rows: Mapping[str, EvaluationRow]) -> Table:
             format_ratio(line.bytes_ratio),
         )
     return table
+
+
+def task_table(rows: Mapping[str, EvaluationRow]) -> RenderableType | None:
+    """Scores per task in the same order, or nothing when no tasks were asked."""
+    scores = {line.name: line.row.tasks for line in result_lines(rows)}
+    if not any(scores.values()):
+        return None
+    return Group(score_table(scores), Text(CAPTION, style="dim"))
 
 
 def _detail(slot: Slot, stage: Progressed) -> str:

@@ -70,6 +70,7 @@ def evaluation_metrics(event: EvaluationFinished) -> dict[str, float]:
         f"{prefix}_parameters": row.parameters,
         f"{prefix}_backbone_parameters": row.backbone_parameters,
         f"{prefix}_bytes": row.bytes,
+        **{f"{prefix}_task_{task}": score.value for task, score in row.tasks.items()},
     }
 
 

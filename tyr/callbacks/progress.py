@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from tyr.callbacks.plan import Plan
 from tyr.callbacks.results import format_perplexity, format_seconds, verdict
 from tyr.errors import ConfigError
+from tyr.evaluate.scores import average
 from tyr.events import (
     Callback,
     EvaluationFinished,
@@ -100,6 +101,8 @@ class Progress(Callback):
     def on_evaluation_end(self, event: EvaluationFinished) -> None:
         perplexity = format_perplexity(event.row.perplexity)
         detail = f"{event.name}: perplexity {perplexity}, KL {event.row.kl:.4f}"
+        if event.row.tasks:
+            detail += f", tasks {100 * average(event.row.tasks).value:.1f} %"
         if self._live is None:
             self._say(f"  {detail}")
         else:
@@ -115,10 +118,13 @@ class Progress(Callback):
         self._stop_live()
         if self._console is None:
             return
-        from tyr.callbacks.display import final_table
+        from tyr.callbacks.display import final_table, task_table
 
         self._console.print()
         self._console.print(final_table(event.rows))
+        if (tasks := task_table(event.rows)) is not None:
+            self._console.print()
+            self._console.print(tasks)
         self._console.print()
         self._console.print(verdict(event.rows), markup=False)
         run_dir = Path(event.run_dir)

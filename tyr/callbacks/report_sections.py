@@ -22,6 +22,7 @@ from tyr.callbacks.results import (
     format_seconds,
     result_lines,
 )
+from tyr.evaluate.scores import CAPTION, score_lines
 from tyr.events import EvaluationRow
 from tyr.sparsity import Allocation, UnitCounts
 
@@ -78,7 +79,16 @@ def results(rows: Mapping[str, EvaluationRow]) -> str:
         for line in result_lines(rows)
     ]
     headers += ["in blocks", "size (MB)", "ratio"]
-    return markup.table(headers, cells, strong=["tyr"])
+    return markup.table(headers, cells, strong=["tyr"]) + _tasks(rows)
+
+
+def _tasks(rows: Mapping[str, EvaluationRow]) -> str:
+    """Scores per task; empty when none were asked."""
+    scores = {line.name: line.row.tasks for line in result_lines(rows)}
+    if not any(scores.values()):
+        return ""
+    about = f'<p class="about">{markup.text(CAPTION)}</p>'
+    return markup.table(*score_lines(scores), strong=["average"]) + about
 
 
 def results_note(removed: Allocation, uniform: Allocation) -> str:

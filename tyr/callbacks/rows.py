@@ -8,6 +8,7 @@ touches the disk; `metrics_file.py` does, and `tracking.py` documents the column
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from statistics import fmean
 
 from tyr.events import (
@@ -45,6 +46,7 @@ COLUMNS = (
     "parameters",
     "backbone_parameters",
     "bytes",
+    "tasks",
 )
 KEY_COLUMNS = ("event", "iteration", "generation", "stage", "sublayer", "name")
 
@@ -117,6 +119,9 @@ def evaluation_row(event: EvaluationFinished) -> Row:
         parameters=row.parameters,
         backbone_parameters=row.backbone_parameters,
         bytes=row.bytes,
+        tasks=_json({name: asdict(score) for name, score in row.tasks.items()})
+        if row.tasks
+        else None,
     )
 
 

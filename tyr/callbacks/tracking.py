@@ -11,7 +11,8 @@ values are JSON. Losses are as the objective reports them, `iteration` and `gene
                 dense_sublayer_evaluations, best_loss, parent_loss, stages [{num_tokens, candidates,
                 best, mean}], allocation {kind: removed units per block}
     search      iteration, best_loss, allocation
-    evaluation  name, perplexity, kl (nats per token), parameters, backbone_parameters, bytes
+    evaluation  name, perplexity, kl (nats per token), parameters, backbone_parameters, bytes, tasks
+                {task: {metric, value, stderr, examples, chance}}
 
 wandb is imported here only, and only when a run starts.
 """

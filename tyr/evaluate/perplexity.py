@@ -12,14 +12,17 @@ and exported models are measured by the same code.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from tyr.errors import ConfigError, NumericsError
+from tyr.events import TaskScore
 from tyr.losses import kl_divergences, next_token_losses
+from tyr.model.decoder import Decoder
 
 LARGEST_LOSS = 700.0  # exp of more overflows a float
 
@@ -42,10 +45,23 @@ class Quality:
     Args:
         perplexity: exp of the mean next-token loss.
         kl: mean KL(reference ‖ model) per token, nats, over all T positions of a window.
+        tasks: score per task, from evaluators that ask tasks.
+        latency: rows of latency.csv, from the evaluator that measures speed.
     """
 
     perplexity: float
     kl: float
+    tasks: Mapping[str, TaskScore] = field(default_factory=dict)
+    latency: Sequence[Mapping[str, Any]] = field(default_factory=list)
+
+
+class Evaluator(Protocol):
+    """What a run measures its models with."""
+
+    uniform_baseline: bool  # also prune to the uniform allocation and measure that model
+
+    def evaluate(self, model: LanguageModel, windows: Tensor, *, reference: Decoder) -> Quality:
+        """Quality of `model`; `reference` is the dense one, with the tokenizer of both."""
 
 
 class PerplexityEvaluator:

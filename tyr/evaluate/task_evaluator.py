@@ -1,0 +1,111 @@
+"""The evaluators `lm_eval` and `lm_eval_local`: task scores beside perplexity and KL.
+
+A sliced model in memory has no transformers class; here it gets as much of that interface as
+lm-eval needs. What is asked and how is the business of `harness.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor
+
+from tyr.evaluate.harness import Harness
+from tyr.evaluate.perplexity import LanguageModel, PerplexityEvaluator, Quality
+from tyr.evaluate.questions import FileTasks, HubTasks
+from tyr.model.decoder import Decoder
+
+
+class StockModel:
+    """A model in memory behind the part of transformers' interface that lm-eval uses.
+
+    Args:
+        model: gives hidden states and a vocabulary projection.
+        config: the dense model's.
+    """
+
+    def __init__(self, model: LanguageModel, config: Any) -> None:
+        self._model = model
+        self.config = config
+        self.device = model.head.device
+
+    def __call__(self, tokens: Tensor) -> SimpleNamespace:
+        """(N, T) int64 -> an object whose `logits` are (N, T, V)."""
+        return SimpleNamespace(logits=self._model.final_hidden(tokens) @ self._model.head.mT)
+
+
+class TaskEvaluator:
+    """Perplexity and KL as ever, and a score per task beside them.
+
+    Args:
+        harness: asks the tasks.
+        perplexity: measures the rest.
+    """
+
+    def __init__(self, harness: Harness, perplexity: PerplexityEvaluator) -> None:
+        self.harness, self._perplexity = harness, perplexity
+        self.uniform_baseline = perplexity.uniform_baseline
+
+    def evaluate(self, model: LanguageModel, windows: Tensor, *, reference: Decoder) -> Quality:
+        """See `Evaluator.evaluate`."""
+        quality = self._perplexity.evaluate(model, windows, reference=reference)
+        stock = StockModel(model, reference.config)
+        return replace(quality, tasks=self.harness.scores(stock, reference.tokenizer))
+
+
+def from_hub(
+    tasks: Sequence[str] | None = None,
+    *,
+    shots: Mapping[str, int] | None = None,
+    metric: str = "acc",
+    limit: int | None = None,
+    batch_tokens: int = 8192,
+    uniform_baseline: bool = True,
+) -> TaskEvaluator:
+    """`evaluator=lm_eval`: lm-eval's own tasks.
+
+    Args:
+        tasks: see `HubTasks`, as `shots`.
+        shots: examples in the prompt, per task.
+        metric: see `Harness`, as the next two.
+        limit: examples per task.
+        batch_tokens: positions per forward batch, of perplexity too.
+        uniform_baseline: see `PerplexityEvaluator`.
+
+    Raises:
+        TyrError: a setting is wrong, a task is unknown, or lm-eval is not installed.
+    """
+    perplexity = PerplexityEvaluator(batch_tokens=batch_tokens, uniform_baseline=uniform_baseline)
+    questions = HubTasks(tasks, shots)
+    return TaskEvaluator(Harness(questions, metric, limit, batch_tokens), perplexity)
+
+
+def from_files(
+    data_dir: str | Path,
+    tasks: Sequence[str] | None = None,
+    *,
+    metric: str = "acc",
+    limit: int | None = None,
+    batch_tokens: int = 8192,
+    uniform_baseline: bool = True,
+) -> TaskEvaluator:
+    """`evaluator=lm_eval_local`: task files on this machine; arguments as in `from_hub`.
+
+    Args:
+        data_dir: directory of task files, see `local_tasks.find_tasks`.
+        tasks: names; None takes all that are there.
+        metric: `acc` or `acc_norm`.
+        limit: examples per task.
+        batch_tokens: positions per forward batch.
+        uniform_baseline: see `PerplexityEvaluator`.
+
+    Raises:
+        TyrError: a setting or a file is wrong, a task is unknown, or lm-eval is not installed.
+    """
+    perplexity = PerplexityEvaluator(batch_tokens=batch_tokens, uniform_baseline=uniform_baseline)
+    questions = FileTasks(Path(data_dir).expanduser(), tasks)
+    return TaskEvaluator(Harness(questions, metric, limit, batch_tokens), perplexity)
