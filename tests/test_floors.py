@@ -23,6 +23,8 @@ MODULES = {
     "tyr": 0,  # the package itself, which imports nothing
     "tyr.errors": 0,
     "tyr.sparsity": 0,
+    "tyr.budget": 0,
+    "tyr.layout": 0,
     "tyr.linalg": 0,
     "tyr.randomness": 0,
     "tyr.files": 0,
@@ -36,6 +38,8 @@ MODULES = {
     "tyr.pipeline": 7,
     "tyr.launch": 7,
     "tyr.run": 8,
+    "tyr.export_gguf": 8,
+    "tyr.latency": 8,
 }
 PACKAGES = {
     "tyr.model": 1,

@@ -2,32 +2,44 @@ from __future__ import annotations
 
 import itertools
 import re
-from decimal import ROUND_HALF_UP, Decimal
+from fractions import Fraction
 
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tyr.budget import check_sparsity, even_spread, unit_budget
 from tyr.errors import ConfigError
+from tyr.layout import FREE, Layout
 from tyr.sparsity import (
     KINDS,
     Allocation,
     LevelGrid,
     SublayerId,
     UnitCounts,
-    check_sparsity,
-    even_spread,
-    exact_fraction,
+    budget_notes,
     level_steps,
-    removable_units,
     sparsity_of,
     stream_order,
     uniform_allocation,
-    unit_budget,
 )
 
-counts = st.lists(st.integers(1, 40), min_size=1, max_size=10)
 sparsities = st.decimals(0, "0.9999", places=4).map(float)
+layouts = st.builds(Layout, st.sampled_from([1, 2, 7, 16]), st.booleans())
+
+
+def allowed(units: UnitCounts, layout: Layout = FREE) -> list[range]:
+    """Numbers of units every sublayer may lose, in stream order."""
+    order = stream_order(units.num_blocks)
+    return [layout.removable(s.kind, s.block, units[s]) for s in order]
+
+
+@st.composite
+def aligned_models(draw: st.DrawFn) -> tuple[UnitCounts, Layout]:
+    """Units of a model of equally wide blocks, and a layout under which each can keep something."""
+    layout, blocks = draw(layouts), draw(st.integers(1, 8))
+    heads, width = draw(st.integers(1, 16)), draw(st.integers(layout.ffn_alignment, 90))
+    return UnitCounts((heads,) * blocks, (width,) * blocks), layout
 
 
 @st.composite
@@ -42,8 +54,7 @@ def unit_counts(draw: st.DrawFn) -> UnitCounts:
 def level_grids(draw: st.DrawFn) -> LevelGrid:
     """A grid around any allocation that a model may have."""
     units = draw(unit_counts())
-    most = removable_units(units)
-    centre = Allocation.from_stream([draw(st.integers(0, limit)) for limit in most])
+    centre = Allocation.from_stream([draw(st.sampled_from(r)) for r in allowed(units)])
     steps = {kind: draw(st.integers(1, 12)) for kind in KINDS}
     return LevelGrid(units, centre, steps, half_width=draw(st.integers(0, 5)))
 
@@ -66,68 +77,12 @@ def test_unit_counts_need_both_kinds_for_every_block() -> None:
         UnitCounts((1, 2), (3,))
 
 
-def test_a_sparsity_is_read_as_the_decimal_that_was_written() -> None:
-    assert exact_fraction(0.3) * 10 == 3
-    assert exact_fraction(1e-05) * 100_000 == 1
-    assert exact_fraction(0.1 + 0.2) != exact_fraction(0.3)  # the sum was written with an error
-
-
-@pytest.mark.parametrize(
-    ("sparsity", "units", "removed"),
-    [
-        (0.1 + 0.2, 10, 3),
-        (0.145, 100, 15),  # in binary 14.499999999999998
-        (0.15, 10, 2),
-        (0.575, 1000, 575),  # in binary 574.9999999999999
-        (0.375, 48, 18),  # 6 heads x 8 blocks
-        (0.5, 4 * 14336, 2 * 14336),
-        (0.0, 32, 0),
-    ],
-)
-def test_a_budget_rounds_half_up_in_exact_arithmetic(
-    sparsity: float, units: int, removed: int
-) -> None:
-    assert unit_budget(sparsity, units) == removed
-
-
-@given(sparsities, st.integers(0, 2_000_000))
-def test_a_budget_is_what_decimal_arithmetic_gives(sparsity: float, units: int) -> None:
-    exact = (Decimal(repr(sparsity)) * units).quantize(Decimal(1), rounding=ROUND_HALF_UP)
-    assert unit_budget(sparsity, units) == int(exact)
-
-
 @pytest.mark.parametrize("sparsity", [-0.1, 1.0, 1.7, 50, float("nan")])
 def test_a_sparsity_outside_its_range_is_refused(sparsity: float) -> None:
     with pytest.raises(ConfigError, match=r"must be in \[0, 1\), got"):
         check_sparsity(sparsity)
     with pytest.raises(ConfigError, match=r"must be in \[0, 1\), got"):
         uniform_allocation(sparsity, UnitCounts((4,), (4,)))
-
-
-@given(counts, st.data())
-def test_an_even_spread_is_exact_within_capacity_and_as_even_as_possible(
-    removable: list[int], data: st.DataObject
-) -> None:
-    budget = data.draw(st.integers(0, sum(removable)))
-    removed = even_spread(budget, removable)
-    assert sum(removed) == budget
-    assert all(0 <= gone <= most for gone, most in zip(removed, removable, strict=True))
-    could_give_more = [gone for gone, most in zip(removed, removable, strict=True) if gone < most]
-    if could_give_more:
-        assert max(removed) <= min(could_give_more) + 1
-
-
-def test_what_a_full_block_cannot_give_is_taken_from_the_others_evenly() -> None:
-    assert even_spread(10, [1, 10, 10, 10]) == (1, 3, 3, 3)
-
-
-def test_extra_units_go_to_evenly_spaced_blocks() -> None:
-    assert even_spread(18, [6] * 8) == (2, 2, 2, 3, 2, 2, 2, 3)
-
-
-def test_more_than_is_removable_is_refused() -> None:
-    with pytest.raises(ConfigError, match="cannot remove 5 units: only 4"):
-        even_spread(5, [2, 2])
 
 
 @given(unit_counts(), sparsities)
@@ -137,7 +92,7 @@ def test_a_uniform_allocation_meets_the_budget_or_says_how_far_it_can_go(
     try:
         removed = uniform_allocation(sparsity, units)
     except ConfigError as error:
-        assert unit_budget(sparsity, units.total["attn"]) > removable_units(units).total["attn"]
+        assert unit_budget(sparsity, units.total["attn"]) == units.total["attn"]
         reachable = re.search(r"ask for at most ([\d.e-]+)", str(error))
         assert reachable is not None
         uniform_allocation(float(reachable[1]), units)
@@ -174,7 +129,7 @@ def test_levels_are_equally_spaced_within_range_and_hold_the_centre(grid: LevelG
         removed = list(levels.values())
         step = grid.step[sublayer.kind]
         assert all(b - a == step for a, b in itertools.pairwise(removed))
-        most = removable_units(grid.units)[sublayer]
+        most = allowed(grid.units)[sublayer.index][-1]
         assert removed[0] >= 0
         assert removed[-1] <= most
         # no level that would fit is missing
@@ -248,3 +203,200 @@ def test_an_interval_finer_than_half_a_unit_is_refused_with_one_that_works() -> 
     with pytest.raises(ConfigError, match="finer than one attn unit.*use at least 0.1667"):
         level_steps(0.1, 0, units)
     assert level_steps(0.1667, 0, units)["attn"] == 1
+
+
+def outcome(sparsity: float, units: UnitCounts, layout: Layout) -> Allocation | str:
+    """The uniform allocation, or why there is none."""
+    try:
+        return uniform_allocation(sparsity, units, layout)
+    except ConfigError as error:
+        return str(error)
+
+
+@given(aligned_models(), sparsities)
+def test_an_aligned_uniform_allocation_is_legal_even_and_as_near_as_possible(
+    model: tuple[UnitCounts, Layout], sparsity: float
+) -> None:
+    units, layout = model
+    removed = outcome(sparsity, units, layout)
+    ranges = allowed(units, layout)
+    for kind, legal in (("attn", ranges[0::2]), ("ffn", ranges[1::2])):
+        asked = unit_budget(sparsity, units.total[kind])
+        granule = layout.granule(kind)
+        least, most = sum(r[0] for r in legal), sum(r[-1] for r in legal)
+        if not isinstance(removed, str):
+            assert all(gone in r for gone, r in zip(removed.of(kind), legal, strict=True))
+            assert max(removed.of(kind)) - min(removed.of(kind)[1:] or (999,)) <= granule
+            nearest = min(range(least, most + 1, granule), key=lambda b: abs(b - asked))
+            assert abs(removed.total[kind] - asked) == abs(nearest - asked) <= granule // 2
+            continue
+        if least - granule // 2 <= asked <= most + granule // 2:
+            continue  # the other kind is why
+        assert f"of {units.total[kind]} {kind} units" in removed or "attn units" in removed
+        return
+    assert not isinstance(removed, str), removed
+
+
+@given(aligned_models(), sparsities)
+def test_a_refused_sparsity_comes_with_one_that_is_taken(
+    model: tuple[UnitCounts, Layout], sparsity: float
+) -> None:
+    units, layout = model
+    refused = outcome(sparsity, units, layout)
+    assume(isinstance(refused, str))
+    offered = re.search(r"ask for at (?:most|least) ([\d.e-]+)", str(refused))
+    if offered is None:
+        assert "no sparsity is reachable for both kinds" in str(refused)
+        assert all(isinstance(outcome(step / 200, units, layout), str) for step in range(200)), (
+            "there is one after all"
+        )
+    else:
+        uniform_allocation(float(offered[1]), units, layout)
+
+
+@given(unit_counts(), sparsities, st.integers(0, 3))
+def test_the_free_layout_is_the_arithmetic_of_a_single_unit(
+    units: UnitCounts, sparsity: float, iteration: int
+) -> None:
+    most = UnitCounts((units.attn[0] - 1, *units.attn[1:]), units.ffn)
+    removed = outcome(sparsity, units, FREE)
+    if isinstance(removed, str):
+        return
+    for kind in KINDS:
+        budget = unit_budget(sparsity, units.total[kind])
+        assert removed.of(kind) == even_spread(budget, most.of(kind))
+    steps = level_steps(0.5, iteration, units)
+    first = {kind: min(units.of(kind)) / 2 for kind in KINDS}
+    assert steps == {kind: max(1, int(first[kind] / 2**iteration)) for kind in KINDS}
+    grid = LevelGrid(units, removed, steps)
+    for sublayer in stream_order(units.num_blocks):
+        counts = {e: removed[sublayer] + e * steps[sublayer.kind] for e in range(-4, 5)}
+        within = {e: count for e, count in counts.items() if 0 <= count <= most[sublayer]}
+        assert grid.levels(sublayer) == within
+
+
+@given(aligned_models(), sparsities, st.integers(0, 3), st.sampled_from([0.125, 0.25, 0.5]))
+def test_every_level_of_an_aligned_grid_is_legal_and_none_is_missing(
+    model: tuple[UnitCounts, Layout], sparsity: float, iteration: int, interval: float
+) -> None:
+    units, layout = model
+    centre = outcome(sparsity, units, layout)
+    assume(not isinstance(centre, str))
+    granules = {kind: Fraction(min(units.of(kind)), layout.granule(kind)) for kind in KINDS}
+    assume(all(interval * count >= Fraction(1, 2) for count in granules.values()))
+    steps = level_steps(interval, iteration, units, layout)
+    assert all(step % layout.granule(kind) == 0 < step for kind, step in steps.items())
+    grid = LevelGrid(units, centre, steps, layout=layout)
+    for sublayer, legal in zip(stream_order(units.num_blocks), allowed(units, layout), strict=True):
+        levels = grid.levels(sublayer)
+        assert list(levels) == list(range(min(levels), max(levels) + 1))
+        assert (min(levels), max(levels)) == grid.bounds()[sublayer.index]
+        kept = [units[sublayer] - gone for gone in levels.values()]
+        if sublayer.kind == "ffn":
+            assert all(count % layout.ffn_alignment == 0 for count in kept)
+        if not layout.allow_empty:
+            assert min(kept) >= layout.granule(sublayer.kind)
+        beyond = [min(levels) - 1, max(levels) + 1]
+        for level in (e for e in beyond if abs(e) <= grid.half_width):
+            assert centre[sublayer] + level * steps[sublayer.kind] not in legal
+
+
+STORIES = UnitCounts((4,) * 5, (172,) * 5)
+PORTABLE = Layout(ffn_alignment=32, allow_empty=False)
+
+
+def test_a_width_that_is_no_multiple_gives_up_its_remainder_first() -> None:
+    removed = uniform_allocation(0.5, STORIES, PORTABLE)
+    assert {172 - gone for gone in removed.ffn} == {64, 96}
+    grid = LevelGrid(STORIES, removed, level_steps(0.125, 0, STORIES, PORTABLE), layout=PORTABLE)
+    kept = [172 - gone for gone in grid.levels(SublayerId(0, "ffn")).values()]
+    assert kept == [160, 128, 96, 64, 32]
+    assert grid.as_dict()["layout"] == {
+        "ffn_alignment": 32,
+        "allow_empty": False,
+        "equal_blocks": False,
+    }
+
+
+def test_a_budget_that_alignment_rounds_is_told() -> None:
+    removed = uniform_allocation(0.5, STORIES, PORTABLE)
+    [note] = budget_notes(0.5, STORIES, removed)
+    assert re.search(r"asks for 430 of 860 ffn units; .* is 444 \(0.5163\)", note)
+    assert budget_notes(0.5, STORIES, uniform_allocation(0.5, STORIES)) == []
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "message"),
+    [
+        (0.0, r"at least 60 must go; ask for at least 0.0698 \(with supernet.ffn_alignment=32, "),
+        (0.95, r"removes 19 of 20 attn units, but at most 15 can go; ask for at most 0.75"),
+    ],
+)
+def test_a_sparsity_beyond_the_layout_is_refused(sparsity: float, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        uniform_allocation(sparsity, STORIES, PORTABLE)
+
+
+def test_widths_that_share_no_sparsity_with_the_heads_are_said_to() -> None:
+    units = UnitCounts((1,) * 4, (40,) * 4)  # the head must stay, and 15 neurons must go
+    with pytest.raises(ConfigError, match="removes 2 of 4 attn units.*no sparsity is reachable"):
+        uniform_allocation(0.5, units, Layout(ffn_alignment=25, allow_empty=False))
+
+
+def test_an_interval_finer_than_half_an_alignment_is_refused_with_one_that_works() -> None:
+    with pytest.raises(ConfigError, match="finer than 32 ffn units.*172.*use at least 0.09302"):
+        level_steps(0.09, 0, UnitCounts((32,), (172,)), PORTABLE)
+    assert level_steps(0.0931, 0, UnitCounts((32,), (172,)), PORTABLE)["ffn"] == 32
+
+
+EQUAL = Layout(equal_blocks=True)
+
+
+@given(
+    st.integers(1, 8), st.integers(1, 8), st.integers(1, 120), sparsities, st.sampled_from([1, 8])
+)
+def test_equal_blocks_are_equal_or_the_nearest_sparsities_are_named(
+    blocks: int, heads: int, width: int, sparsity: float, alignment: int
+) -> None:
+    assume(width >= alignment)
+    units = UnitCounts((heads,) * blocks, (width,) * blocks)
+    layout = Layout(ffn_alignment=alignment, equal_blocks=True)
+    removed = outcome(sparsity, units, layout)
+    if isinstance(removed, str):
+        offers = re.findall(
+            r"[\d.e-]+", removed.partition("nearest reachable: ")[2].partition(" (")[0]
+        )
+        assert 1 <= len(offers) <= 2 or "no sparsity is reachable" in removed
+        assert [float(offer) for offer in offers] == sorted(map(float, offers))
+        for offer in offers:
+            assert float(offer) != sparsity
+            taken = uniform_allocation(float(offer), units, layout)
+            assert len(set(taken.attn)) == len(set(taken.ffn)) == 1
+        return
+    assert len(set(removed.attn)) == len(set(removed.ffn)) == 1
+    assert removed.attn[0] < heads
+    assert removed.ffn[0] < width
+    assert (width - removed.ffn[0]) % alignment == 0
+    if alignment == 1:
+        assert budget_notes(sparsity, units, removed) == []
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "units", "nearest"),
+    [
+        (0.3, UnitCounts((8,) * 32, (14336,) * 32), "0.25 and 0.375"),  # Llama-3.1-8B
+        (0.3, STORIES, "0.25 and 0.5"),
+        (0.9, STORIES, "0.75"),
+        (0.3, UnitCounts((3,) * 8, (100,) * 8), "0 and 0.33"),
+    ],
+)
+def test_the_sparsities_named_are_the_heads_own_fractions(
+    sparsity: float, units: UnitCounts, nearest: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"the nearest reachable: {nearest} \\(with"):
+        uniform_allocation(sparsity, units, EQUAL)
+
+
+def test_equal_blocks_need_blocks_of_one_width() -> None:
+    with pytest.raises(ConfigError, match=r"equally wide, got \[8, 16\] ffn units"):
+        uniform_allocation(0.5, UnitCounts((4, 4), (8, 16)), EQUAL)

@@ -23,15 +23,16 @@ from transformers.utils import logging as transformers_logging
 
 from tyr.data import SplitSizes, TokenSplits, check_context
 from tyr.errors import ConfigError
-from tyr.evaluate.perplexity import PerplexityEvaluator
+from tyr.evaluate.perplexity import Evaluator
 from tyr.events import Callback
+from tyr.export.stock import StockExport, check_stock
 from tyr.files import write_json
 from tyr.model.architecture import unit_counts
 from tyr.model.loading import ModelSource
 from tyr.pipeline import Method, Pipeline
 from tyr.rundir import RunDirectory
 from tyr.session import Provenance, Session
-from tyr.sparsity import Allocation, uniform_allocation
+from tyr.sparsity import Allocation, budget_notes, uniform_allocation
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,7 @@ class DataSource(Protocol):
 
 def launch(
     method: Method,
-    evaluator: PerplexityEvaluator,
+    evaluator: Evaluator,
     source: ModelSource,
     data: DataSource,
     *,
@@ -92,6 +93,7 @@ def launch(
         callbacks=callbacks,
         evaluator=evaluator,
         sparsity=config["sparsity"],
+        layout=method.supernet.layout,
     )
     try:
         return Pipeline(method, session).run(Provenance(config, command, environment, resumed))
@@ -101,16 +103,20 @@ def launch(
 
 
 def check_plan(method: Method, source: ModelSource, data: DataSource, *, sparsity: float) -> None:
-    """Everything that the model's configuration alone can refuse.
+    """Everything that the model's configuration alone can refuse, or must say before the run.
 
     Raises:
         TyrError: see the message.
     """
     config = source.configuration()
     units = unit_counts(config, method.supernet.attention_unit)
-    uniform = uniform_allocation(sparsity, units)
+    uniform = uniform_allocation(sparsity, units, method.supernet.layout)
     if method.iterations > 0:
         method.supernet.grid(uniform, units, iteration=0)
+    if isinstance(method.exporter, StockExport):
+        check_stock(config, units, sparsity=sparsity, layout=method.supernet.layout)
+    for note in budget_notes(sparsity, units, uniform):
+        logger.warning(note)
     check_context(data.sizes.sequence_length, config.max_position_embeddings)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tyr.errors import ConfigError
-from tyr.events import GenerationFinished, SearchFinished
+from tyr.events import EvaluationRow, GenerationFinished, SearchFinished
 from tyr.export.checkpoint import ExportedModel
 from tyr.model.decoder import Decoder
 from tyr.prune.local import LocalPruner
@@ -56,6 +56,11 @@ class Method:
             raise ConfigError(f"iterations must not be negative, got {self.iterations}")
         if self.iterations == 0 and self.finish.name == "supernet":
             raise ConfigError("finish=supernet needs iterations >= 1; use finish=repruned")
+        if self.supernet.equal_blocks and self.iterations > 0:
+            raise ConfigError(
+                f"layout=uniform leaves nothing to search, so it needs iterations=0, got "
+                f"iterations={self.iterations}; use layout=portable to search"
+            )
 
 
 class Pipeline:
@@ -186,7 +191,7 @@ class Pipeline:
         card = {
             "name": f"{session.decoder.name} pruned by {session.sparsity:.3g}",
             "command": provenance.command,
-            "results": [{"model": name, **asdict(row)} for name, row in rows.items()],
+            "results": [_card_row(name, row) for name, row in rows.items()],
         }
         if session.run_dir.model.exists():
             return  # a finished export has its final name only when it is complete
@@ -195,3 +200,9 @@ class Pipeline:
             raise RuntimeError(
                 f"the export lost {exported.removed} units but the budget is {allocation.total}"
             )
+
+
+def _card_row(name: str, row: EvaluationRow) -> dict[str, object]:
+    """A row of the model card's table: accuracies are columns like perplexity."""
+    numbers = {key: fact for key, fact in asdict(row).items() if isinstance(fact, int | float)}
+    return {"model": name, **numbers, **{task: score.value for task, score in row.tasks.items()}}

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from tyr import events
 from tyr.data import TokenSplits
-from tyr.evaluate.perplexity import PerplexityEvaluator
+from tyr.evaluate.perplexity import Evaluator
 from tyr.export.tensors import model_size
+from tyr.layout import FREE, Layout
 from tyr.memory import peak_rss_bytes
 from tyr.model.decoder import Decoder, PrunedDecoder
 from tyr.rundir import RunDirectory
@@ -50,6 +51,7 @@ class Session:
         callbacks: told of every step.
         evaluator: measures models.
         sparsity: fraction to remove; decides the uniform allocation and thereby the budget.
+        layout: what every block must keep.
     """
 
     def __init__(
@@ -59,8 +61,9 @@ class Session:
         *,
         run_dir: RunDirectory,
         callbacks: events.Callback,
-        evaluator: PerplexityEvaluator,
+        evaluator: Evaluator,
         sparsity: float,
+        layout: Layout = FREE,
     ) -> None:
         self.decoder = decoder
         self.splits = splits
@@ -68,7 +71,7 @@ class Session:
         self.callbacks = callbacks
         self.evaluator = evaluator
         self.sparsity = sparsity
-        self.uniform = uniform_allocation(sparsity, decoder.units)
+        self.uniform = uniform_allocation(sparsity, decoder.units, layout)
         self.seconds: dict[str, float] = {}
         self._reference: Reference | None = None
 
@@ -109,6 +112,8 @@ class Session:
             parameters=size.parameters,
             backbone_parameters=size.backbone_parameters,
             bytes=size.bytes,
+            tasks=quality.tasks,
+            latency=quality.latency,
         )
 
     def reference(self, objective: Objective, batch_tokens: int) -> Reference:

@@ -2,17 +2,26 @@
 
 Section 2.4 and Algorithm 4 (`generateSparsities`) of the paper speak of fractions; tyr counts units
 and derives the fraction last, so a budget is met to the unit and every sparsity shift conserves it.
-Nothing here knows about tensors, models or files.
+Which counts a block may keep at all is the layout's to say (`layout.py`). Nothing here knows about
+tensors, models or files.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Literal
 
+from tyr.budget import (
+    check_sparsity,
+    even_spread,
+    exact_fraction,
+    nearest_sparsities,
+    unit_budget,
+)
 from tyr.errors import ConfigError
+from tyr.layout import FREE, Layout
 
 Kind = Literal["attn", "ffn"]
 KINDS: tuple[Kind, ...] = ("attn", "ffn")
@@ -100,80 +109,71 @@ class UnitCounts:
 Allocation = UnitCounts
 
 
-def exact_fraction(sparsity: float) -> Fraction:
-    """The decimal the user wrote, not its binary neighbour: `exact_fraction(0.3) == 3/10`."""
-    return Fraction(repr(float(sparsity)))
+def uniform_allocation(sparsity: float, units: UnitCounts, layout: Layout = FREE) -> Allocation:
+    """The isotropic allocation: every block loses as many units, to the nearest granule.
 
-
-def check_sparsity(sparsity: float) -> None:
-    """Raise ConfigError unless the sparsity is a fraction in [0, 1)."""
-    if not 0 <= sparsity < 1:
-        raise ConfigError(
-            f"sparsity must be in [0, 1), got {sparsity}: it is the fraction of heads and of FFN "
-            f"neurons to remove, so 50 % is sparsity=0.5"
-        )
-
-
-def unit_budget(sparsity: float, total_units: int) -> int:
-    """Units to remove out of `total_units`, rounded half up in exact arithmetic."""
-    return int(exact_fraction(sparsity) * total_units + Fraction(1, 2))
-
-
-def even_spread(budget: int, removable: Sequence[int]) -> tuple[int, ...]:
-    """Spread a budget over blocks as evenly as the blocks allow.
-
-    Extra units of an inexact division go to evenly spaced blocks, and what a full block cannot give
-    up is taken from the others.
+    An aligned layout cannot meet every budget; the nearest one it can meet is taken, at most half a
+    granule away. `budget_notes` says so.
 
     Args:
-        budget: units to remove in all.
-        removable: most units each block may lose.
+        sparsity: fraction of the units of each kind to remove.
+        units: units that exist.
+        layout: what every block must keep.
 
     Raises:
-        ConfigError: the budget exceeds what is removable.
-    """
-    if budget > sum(removable):
-        raise ConfigError(f"cannot remove {budget} units: only {sum(removable)} are removable")
-    removed = [0] * len(removable)
-    while (left := budget - sum(removed)) > 0:
-        open_blocks = [b for b, most in enumerate(removable) if removed[b] < most]
-        count = len(open_blocks)
-        for position, block in enumerate(open_blocks):
-            # Whole rounds first: an extra unit handed out before a block is full would be uneven.
-            extra = left * (position + 1) // count - left * position // count
-            share = left // count or extra
-            removed[block] += min(share, removable[block] - removed[block])
-    return tuple(removed)
-
-
-def removable_units(units: UnitCounts) -> UnitCounts:
-    """Most units each sublayer may lose: all of them, but block 0 keeps one attention unit.
-
-    transformers reads the length of the KV cache from layer 0 (`get_seq_length`), so a model whose
-    first attention is empty cannot generate.
-    """
-    return UnitCounts(attn=(units.attn[0] - 1, *units.attn[1:]), ffn=units.ffn)
-
-
-def uniform_allocation(sparsity: float, units: UnitCounts) -> Allocation:
-    """The isotropic allocation: every block loses as many units, to the nearest one.
-
-    Raises:
-        ConfigError: the sparsity is out of range or asks for more units than may be removed.
+        ConfigError: the sparsity is out of range or not to be had under the layout.
     """
     check_sparsity(sparsity)
-    removable = removable_units(units)
     spread: dict[Kind, tuple[int, ...]] = {}
     for kind in KINDS:
-        budget, most = unit_budget(sparsity, units.total[kind]), removable.total[kind]
-        if budget > most:
-            raise ConfigError(
-                f"sparsity {sparsity} is not reachable: it removes {budget} of "
-                f"{units.total[kind]} {kind} units, but at most {most} can go (block 0 keeps one "
-                f"attention unit for the KV cache); ask for at most {most / units.total[kind]:.4g}"
-            )
-        spread[kind] = even_spread(budget, removable.of(kind))
+        widths = units.of(kind)
+        budget = layout.reach(kind, widths).nearest(unit_budget(sparsity, sum(widths)))
+        if budget is None:
+            raise ConfigError(_unreachable(sparsity, units, layout, kind))
+        granule = layout.granule(kind)
+        ranges = [layout.removable(kind, block, width) for block, width in enumerate(widths)]
+        granules = (budget - sum(r[0] for r in ranges)) // granule
+        extra = even_spread(granules, [len(r) - 1 for r in ranges])
+        spread[kind] = tuple(r[count] for r, count in zip(ranges, extra, strict=True))
     return Allocation(attn=spread["attn"], ffn=spread["ffn"])
+
+
+def _unreachable(sparsity: float, units: UnitCounts, layout: Layout, kind: Kind) -> str:
+    """Why a sparsity cannot be had, and which can."""
+    reaches = {k: layout.reach(k, units.of(k)) for k in KINDS}
+    budgets, total = reaches[kind].budgets, units.total[kind]
+    asked = unit_budget(sparsity, total)
+    offers = nearest_sparsities(exact_fraction(sparsity), list(reaches.values()))
+    if asked > budgets[-1]:
+        why, bound = f"at most {budgets[-1]} can go", "at most"
+        if budgets[-1] == total - 1 and kind == "attn":
+            why += " (block 0 keeps one attention unit for the KV cache)"
+    elif asked < budgets[0]:
+        why, bound = f"at least {budgets[0]} must go", "at least"
+    else:
+        why = f"all {units.num_blocks} blocks shall lose as many, in steps of {budgets.step} in all"
+        bound = "one of"
+    ask = "the nearest reachable:" if layout.equal_blocks else f"ask for {bound}"
+    offered = " and ".join(f"{offer:.12g}" for offer in offers)
+    remedy = f"{ask} {offered}" if offers else "no sparsity is reachable for both kinds"
+    return (
+        f"sparsity {sparsity} is not reachable: it removes {asked} of {total} {kind} units, but "
+        f"{why}; {remedy}{layout.binding()}"
+    )
+
+
+def budget_notes(sparsity: float, units: UnitCounts, removed: Allocation) -> list[str]:
+    """A sentence for every kind whose budget is not the one the sparsity asks for."""
+    notes = []
+    for kind in KINDS:
+        total, met = units.total[kind], removed.total[kind]
+        asked = unit_budget(sparsity, total)
+        if met != asked:
+            notes.append(
+                f"sparsity {sparsity} asks for {asked} of {total} {kind} units; the nearest budget "
+                f"the layout can meet is {met} ({met / total:.4g}), and that is removed"
+            )
+    return notes
 
 
 def sparsity_of(removed: UnitCounts, units: UnitCounts, kind: Kind) -> list[float]:
@@ -186,27 +186,30 @@ class LevelGrid:
     """The levels of every sublayer in one iteration: `centre + level * step` removed units.
 
     One step is the same number of units for all sublayers of a kind, so moving one step from one
-    sublayer to another conserves the budget exactly. Levels outside what a sublayer may lose do not
-    exist. Algorithm 4 `generateSparsities`, in integers.
+    sublayer to another conserves the budget exactly. Levels that the layout does not allow do not
+    exist; the others have no gaps, so a search needs to know only the lowest and the highest.
+    Algorithm 4 `generateSparsities`, in integers.
 
     Args:
         units: units that exist.
         centre: removed units at level 0.
         step: units per level, per kind, at least 1.
         half_width: levels on each side of the centre (the paper's nine levels: 4).
+        layout: what every block must keep; centre and step are made for the same one.
     """
 
     units: UnitCounts
     centre: Allocation
     step: Mapping[Kind, int]
     half_width: int = 4
+    layout: Layout = FREE
 
     def levels(self, sublayer: SublayerId) -> dict[int, int]:
         """Level to removed units, ascending, for the levels this sublayer has."""
-        most = removable_units(self.units)[sublayer]
+        allowed = self.layout.removable(sublayer.kind, sublayer.block, self.units[sublayer])
         step, centre = self.step[sublayer.kind], self.centre[sublayer]
         reach = range(-self.half_width, self.half_width + 1)
-        return {e: centre + e * step for e in reach if 0 <= centre + e * step <= most}
+        return {e: centre + e * step for e in reach if centre + e * step in allowed}
 
     def bounds(self) -> tuple[tuple[int, int], ...]:
         """Lowest and highest level of every sublayer, in stream order."""
@@ -227,33 +230,38 @@ class LevelGrid:
             "centre": self.centre.as_dict(),
             "step": dict(self.step),
             "half_width": self.half_width,
+            "layout": asdict(self.layout),
         }
 
 
-def level_steps(interval: float, iteration: int, units: UnitCounts) -> dict[Kind, int]:
-    """Units per level in an iteration: the interval halves each time, but never below one unit.
+def level_steps(
+    interval: float, iteration: int, units: UnitCounts, layout: Layout = FREE
+) -> dict[Kind, int]:
+    """Units per level in an iteration: the interval halves each time, but never below one granule.
 
-    Rounded down, so that nine levels around 50 % fit, unless levels are less than a unit apart.
-    See experiments/DEVIATIONS.md on why the interval is a whole number of units.
+    Rounded down to whole granules, so that nine levels around 50 % fit, unless levels are less than
+    a granule apart. See experiments/DEVIATIONS.md on why the interval is a whole number of units.
 
     Args:
         interval: sparsity step of the first iteration (paper: 0.125).
         iteration: 0 for the first.
         units: units that exist.
+        layout: how many units go together.
 
     Raises:
-        ConfigError: the interval is out of range, or finer than half a unit in iteration 0.
+        ConfigError: the interval is out of range, or finer than half a granule in iteration 0.
     """
     if not 0 < interval <= 0.5:
         raise ConfigError(f"supernet.interval must be in (0, 0.5], got {interval}")
     steps: dict[Kind, int] = {}
     for kind in KINDS:
-        width = min(units.of(kind))
+        width, granule = min(units.of(kind)), layout.granule(kind)
         first = exact_fraction(interval) * width
-        if first < Fraction(1, 2):
+        if first < Fraction(granule, 2):
+            one = f"one {kind} unit" if granule == 1 else f"{granule} {kind} units"
             raise ConfigError(
-                f"the level grid is finer than one {kind} unit: supernet.interval={interval} of "
-                f"{width} units is {float(first):.3g}; use at least {0.5 / width:.4g}"
+                f"the level grid is finer than {one}: supernet.interval={interval} of "
+                f"{width} units is {float(first):.3g}; use at least {0.5 * granule / width:.4g}"
             )
-        steps[kind] = max(1, int(first / 2**iteration))
+        steps[kind] = max(1, int(first / 2**iteration / granule)) * granule
     return steps

@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.references.all_shifts import one_shift_away, up_to_shifts, within
+from tyr.layout import Layout
 from tyr.randomness import derive_generator
 from tyr.search import mutation
 from tyr.search.mutation import Bounds, Levels, donors_by_kind, mutate, shift
+from tyr.sparsity import LevelGrid, UnitCounts, level_steps, uniform_allocation
 
 
 @st.composite
@@ -136,3 +138,35 @@ def test_the_same_generator_draws_the_same_mutation(
 ) -> None:
     first, second = (mutate(*place, derive_generator(seed)) for _ in range(2))
     assert first == second
+
+
+@st.composite
+def grids(draw: st.DrawFn) -> LevelGrid:
+    """The first or second grid of a model under some layout."""
+    layout = Layout(draw(st.sampled_from([1, 4, 32])), allow_empty=draw(st.booleans()))
+    blocks, width = draw(st.integers(1, 6)), draw(st.integers(100, 200))
+    units = UnitCounts((draw(st.integers(4, 32)),) * blocks, (width,) * blocks)
+    centre = uniform_allocation(draw(st.sampled_from([0.25, 0.5, 0.6])), units, layout)
+    steps = level_steps(0.25, draw(st.integers(0, 2)), units, layout)
+    return LevelGrid(units, centre, steps, layout=layout)
+
+
+@given(grids(), st.integers(0, 1000))
+def test_mutants_of_any_layout_meet_its_budget_widths_and_minima(
+    grid: LevelGrid, seed: int
+) -> None:
+    rng, bounds = derive_generator(seed), grid.bounds()
+    levels: Levels = (0,) * len(bounds)
+    for _ in range(6):
+        levels = mutate(levels, bounds, rng)
+        removed = grid.allocation(levels)
+        assert removed.total == grid.centre.total
+        kept = UnitCounts.from_stream(
+            [most - gone for most, gone in zip(grid.units, removed, strict=True)]
+        )
+        assert min(kept) >= 0
+        assert kept.attn[0] >= 1
+        assert all(width % grid.layout.ffn_alignment == 0 for width in kept.ffn)
+        if not grid.layout.allow_empty:
+            assert min(kept.attn) >= 1
+            assert min(kept.ffn) >= grid.layout.ffn_alignment

@@ -22,6 +22,8 @@ def settings(**changes: Any) -> SupernetSettings:
         ({"levels": 8}, "supernet.levels must be odd and at least 1, got 8"),
         ({"levels": -1}, "got -1"),
         ({"attention_unit": "heads"}, "must be head or kv_group, got 'heads'"),
+        ({"ffn_alignment": 0}, "ffn_alignment must be at least 1, got 0"),
+        ({"equal_blocks": True}, "equal_blocks=true needs supernet.attention_unit=kv_group, got"),
         ({"keep": "some"}, "supernet.keep must be one of last, all, none, got 'some'"),
         ({"batch_tokens": 0}, "batch_tokens >= 1"),
         ({"feature_bytes": -1}, "feature_bytes >= 0"),
@@ -45,3 +47,11 @@ def test_the_grid_of_an_iteration_halves_the_interval_around_the_allocation() ->
     sublayer = SublayerId(1, "ffn")
     assert list(first.levels(sublayer).values()) == [8, 16, 24, 32, 40]
     assert list(second.levels(sublayer).values()) == [16, 20, 24, 28, 32]
+
+
+def test_the_grid_of_an_aligned_layout_has_aligned_levels_only() -> None:
+    units, aligned = UnitCounts((4,) * 2, (172,) * 2), settings(ffn_alignment=32, allow_empty=False)
+    grid = aligned.grid(uniform_allocation(0.5, units, aligned.layout), units, 1)
+    assert grid.step == {"attn": 1, "ffn": 32}
+    assert all((172 - gone) % 32 == 0 for gone in grid.levels(SublayerId(1, "ffn")).values())
+    assert 4 not in grid.levels(SublayerId(1, "attn")).values()

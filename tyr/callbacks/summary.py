@@ -10,10 +10,13 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from tyr.budget import unit_budget
 from tyr.callbacks.clock import StageClock, by_stage
 from tyr.callbacks.results import MAIN_ROWS
+from tyr.evaluate.scores import average, retained
 from tyr.events import (
     Callback,
+    EvaluationRow,
     GenerationFinished,
     RunFinished,
     RunStarted,
@@ -29,10 +32,12 @@ SUMMARY_FILE = "summary.json"
 class Summary(Callback):
     """Writes summary.json.
 
-    Keys: `model`, `sparsity`; `dense`, `uniform`, `tyr` (null when not evaluated) and `variants`,
-    each with perplexity, kl, parameters, backbone_parameters and bytes; `seconds` per stage and in
-    `total`; `peak_rss_bytes`; `removed_units` per kind; `allocation`; `export` relative to the run
-    directory; `command`.
+    Keys: `model`, `sparsity`, `asked_units` per kind; `dense`, `uniform`, `tyr` (null when not
+    evaluated) and `variants`, each with perplexity, kl, parameters, backbone_parameters, bytes and
+    tasks (task to metric, value, stderr, examples, chance), and when tasks were asked their
+    `average` and the share of the dense model's that is `retained`; `seconds` per stage and in
+    `total`; `peak_rss_bytes`; `removed_units` per kind, which a layout may have rounded;
+    `allocation`; `export` relative to the run directory; `command`.
     """
 
     def __init__(self) -> None:
@@ -73,10 +78,15 @@ class Summary(Callback):
     def _content(self, event: RunFinished) -> dict[str, object]:
         start = self._start
         assert start is not None, "on_run_start comes first"
-        rows = {name: asdict(row) for name, row in event.rows.items()}
+        dense = event.rows.get("dense")
+        rows = {name: _row(row, dense) for name, row in event.rows.items()}
         return {
             "model": start.model_name,
             "sparsity": start.sparsity,
+            "asked_units": {
+                kind: unit_budget(start.sparsity, total)
+                for kind, total in start.units.total.items()
+            },
             **{name: rows.get(name) for name in MAIN_ROWS},
             "variants": {name: row for name, row in rows.items() if name not in MAIN_ROWS},
             "seconds": by_stage(self.clock.seconds()),
@@ -86,6 +96,13 @@ class Summary(Callback):
             "export": _relative(event.export_dir, Path(event.run_dir)),
             "command": start.command,
         }
+
+
+def _row(row: EvaluationRow, dense: EvaluationRow | None) -> dict[str, object]:
+    if not row.tasks:
+        return asdict(row)
+    share = None if dense is None else retained(row.tasks, dense.tasks)
+    return {**asdict(row), "average": asdict(average(row.tasks)), "retained": share}
 
 
 def _relative(path: Path | None, base: Path) -> str | None:

@@ -1,7 +1,9 @@
 """The model card of an exported model: what was pruned, from what, with which command.
 
 Plain Markdown with the front matter that model hubs read. It states what it is given and leaves out
-what it is not; no number is computed here beyond the sizes of the export itself.
+what it is not; no number is computed here beyond the sizes of the export itself. Upload the
+directory as it is (`hf upload NAME DIRECTORY`) to publish this card: `push_to_hub` of a loaded
+model keeps a card that the repository has, and else writes a bare one.
 """
 
 from __future__ import annotations
@@ -9,10 +11,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
+import yaml
+
+from tyr.export.base import BaseModel, is_hub_name
 
 
 @dataclass(frozen=True)
@@ -20,35 +23,18 @@ class CardFacts:
     """What the export itself knows.
 
     Args:
-        base: path or hub name of the dense model, may be empty.
-        licence: front-matter lines of the base model's licence, may be empty.
+        base: the dense model and its licence.
         dense_parameters: of the dense model.
         parameters: of the exported model.
         layers: one row per block: heads, KV heads, FFN neurons.
+        code: whether the model needs the `modeling_tyr.py` beside it.
     """
 
-    base: str
-    licence: Sequence[str]
+    base: BaseModel
     dense_parameters: int
     parameters: int
     layers: Sequence[Mapping[str, object]]
-
-
-def licence_lines(base: Path) -> list[str]:
-    """The `license` lines in the front matter of a local model's README, if there is one."""
-    try:
-        text = (base / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        return []
-    if not text.startswith("---"):
-        return []
-    front = text.split("---", 2)[1]
-    return [line for line in front.splitlines() if line.startswith("license")]
-
-
-def licence_files(base: Path) -> list[Path]:
-    """Licence texts that lie beside a local model; most licences ask to pass them on."""
-    return sorted(file for pattern in LICENCE_FILES for file in base.glob(pattern))
+    code: bool = True
 
 
 def model_card(facts: CardFacts, provenance: Mapping[str, object]) -> str:
@@ -61,15 +47,16 @@ def model_card(facts: CardFacts, provenance: Mapping[str, object]) -> str:
             mappings) as a table; every other key is listed.
     """
     given = dict(provenance)
-    base = str(given.pop("base", facts.base))
+    base = str(given.pop("base", facts.base.name))
     name = str(given.pop("name", "Pruned model"))
-    licence = [f"license: {given.pop('license')}"] if "license" in given else list(facts.licence)
+    licence = {"license": given.pop("license")} if "license" in given else facts.base.licence
     command, results = given.pop("command", None), given.pop("results", None)
     sections = [
         _front_matter(base, licence),
         f"# {name}",
         _summary(base, facts),
-        "```python\n" + _USE + "\n```",
+        _licence(base, licence),
+        "```python\n" + (_USE if facts.code else _USE.replace(_TRUST, "")) + "\n```",
     ]
     if command is not None:
         sections += ["## Command", f"```\n{command}\n```"]
@@ -79,39 +66,73 @@ def model_card(facts: CardFacts, provenance: Mapping[str, object]) -> str:
     if given:
         listed = json.dumps(given, indent=2, default=str, ensure_ascii=False)
         sections += ["## Provenance", f"```json\n{listed}\n```"]
-    return "\n\n".join(sections) + "\n"
+    return "\n\n".join(section for section in sections if section) + "\n"
 
 
+_TRUST = ", trust_remote_code=True"
 _USE = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(DIRECTORY, trust_remote_code=True)"""
 
 
-def _front_matter(base: str, licence: Sequence[str]) -> str:
-    lines = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    lines += ["tags:", "- pruned", "- tyr", *licence]
-    if base.count("/") == 1 and not base.startswith((".", "/", "~")):  # a hub name, not a path
-        lines.append(f"base_model: {base}")
-    return "\n".join([*lines, "---"])
+def _front_matter(base: str, licence: Mapping[str, object]) -> str:
+    """The YAML that hubs read."""
+    entries: dict[str, object] = {
+        **licence,
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["pruned", "tyr"],
+    }
+    if is_hub_name(base):
+        entries["base_model"] = base
+    return "---\n" + yaml.safe_dump(entries, sort_keys=False, allow_unicode=True) + "---"
+
+
+def _licence(base: str, licence: Mapping[str, object]) -> str:
+    if not licence and not base:
+        return ""
+    if not licence:
+        return (
+            "The licence of the base model applies to this one too. It was not found beside the "
+            "base: state it here before you publish the model."
+        )
+    name = licence.get("license_name") or licence.get("license")
+    of = f", that of `{base}`" if base else ""
+    return f"Licence: {name}{of}."
 
 
 def _summary(base: str, facts: CardFacts) -> str:
     origin = f" of `{base}`" if base else ""
     share = 1 - facts.parameters / facts.dense_parameters
+    form = (
+        "blocks differ in size. The code in `modeling_tyr.py` needs only torch and transformers 5."
+        if facts.code
+        else "all blocks have the same size, so it is an ordinary checkpoint without code."
+    )
     return (
         f"A structurally pruned copy{origin}: {facts.parameters:,} parameters instead of "
         f"{facts.dense_parameters:,} ({share:.1%} removed). Attention heads and FFN neurons are "
-        f"gone, not masked; blocks differ in size. The code in `modeling_tyr.py` needs only torch "
-        f"and transformers 5."
+        f"gone, not masked; {form}"
     )
 
 
 def _table(rows: Any) -> str:
+    rows = [_flat(row) for row in rows]
     columns = list(dict.fromkeys(column for row in rows for column in row))
     lines = [columns, ["---"] * len(columns)]
     lines += [[_cell(row.get(column, "")) for column in columns] for row in rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _flat(row: Mapping[str, object]) -> dict[str, object]:
+    """A row of plain values: one level of mappings becomes columns, what is deeper is left out."""
+    flat: dict[str, object] = {}
+    for key, value in row.items():
+        inner = value if isinstance(value, Mapping) else None
+        cells = {key: value} if inner is None else {f"{key} {k}": v for k, v in inner.items()}
+        flat.update({k: v for k, v in cells.items() if isinstance(v, str | int | float)})
+    return flat
 
 
 def _cell(value: object) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ import torch
 from safetensors import SafetensorError
 from transformers import PretrainedConfig
 
-from tyr.errors import ConfigError, ModelError, StoreError, TyrError
+from tyr.errors import ModelError, StoreError, TyrError
 from tyr.export import modeling_tyr
-from tyr.export.card import CardFacts, licence_files, licence_lines, model_card
+from tyr.export.base import base_model
+from tyr.export.card import CardFacts, model_card
 from tyr.export.config import PrunedSizes, pruned_config
-from tyr.export.shards import ShardWriter, stored_shapes
+from tyr.export.shards import ShardWriter, check_shard_bytes, stored_shapes
 from tyr.export.tensors import (
     ExportedTensor,
     ReadStructure,
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 GENERATION = "generation_config.json"
 SHARD_BYTES = 5_000_000_000  # what transformers and the hubs use
+
+Configure = Callable[[Decoder, PrunedSizes], PretrainedConfig]
 
 
 @dataclass(frozen=True)
@@ -71,9 +74,7 @@ class HuggingFaceExport:
     """
 
     def __init__(self, max_shard_bytes: int = SHARD_BYTES) -> None:
-        if max_shard_bytes < 1:
-            raise ConfigError(f"export.max_shard_bytes must be positive, got {max_shard_bytes}")
-        self._max_shard_bytes = max_shard_bytes
+        self._max_shard_bytes = check_shard_bytes(max_shard_bytes)
 
     def export(
         self,
@@ -112,6 +113,7 @@ def export_checkpoint(
     *,
     provenance: Mapping[str, object],
     max_shard_bytes: int = SHARD_BYTES,
+    configure: Configure = pruned_config,
 ) -> ExportedModel:
     """Write the model whose sublayers `read` returns.
 
@@ -121,6 +123,7 @@ def export_checkpoint(
         directory: must not exist or be empty.
         provenance: for the model card; see `card.model_card`.
         max_shard_bytes: largest safetensors file, unless a single tensor is larger.
+        configure: makes config.json; the code of `modeling_tyr` comes along if that refers to it.
 
     Raises:
         ModelError: block 0 has no attention left.
@@ -132,7 +135,8 @@ def export_checkpoint(
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed export
     try:
         partial.mkdir(parents=True)
-        _write(decoder, read, partial, provenance=provenance, max_shard_bytes=max_shard_bytes)
+        writer = ShardWriter(partial, max_shard_bytes=max_shard_bytes)
+        _write(decoder, read, partial, writer, provenance=provenance, configure=configure)
         if directory.exists():
             directory.rmdir()
         partial.rename(directory)
@@ -162,11 +166,11 @@ def _write(
     decoder: Decoder,
     read: ReadStructure,
     directory: Path,
+    writer: ShardWriter,
     *,
     provenance: Mapping[str, object],
-    max_shard_bytes: int,
+    configure: Configure,
 ) -> None:
-    writer = ShardWriter(directory, max_shard_bytes=max_shard_bytes)
     sizes = PrunedSizes.dense(decoder.units.num_blocks)
     parameters = _add_all(writer, other_tensors(decoder), decoder.storage_dtype)
     for sublayer in decoder.sublayers:
@@ -176,8 +180,12 @@ def _write(
         parameters += _add_all(writer, part.tensors, decoder.storage_dtype)
         sizes.add(sublayer.id.block, part)
     writer.finish()
-    _write_code(decoder, directory, pruned_config(decoder, sizes))
-    _write_card(decoder, directory, provenance, parameters=parameters, layers=sizes.rows())
+    config = configure(decoder, sizes)
+    code = hasattr(config, "auto_map")
+    _write_code(decoder, directory, config, code=code)
+    _write_card(
+        decoder, directory, provenance, parameters=parameters, layers=sizes.rows(), code=code
+    )
 
 
 def _check_cache(sublayer_id: SublayerId, structure: Structure) -> None:
@@ -203,26 +211,27 @@ def _write_card(
     *,
     parameters: int,
     layers: Sequence[Mapping[str, object]],
+    code: bool,
 ) -> None:
-    local = _local_base(decoder)
+    base = base_model(decoder.config)
     facts = CardFacts(
-        # The path of a local model means nothing to others.
-        base=str(decoder.config.name_or_path or "") if local is None else local.name,
-        licence=[] if local is None else licence_lines(local),
+        base=base,
         dense_parameters=model_size(decoder).parameters,
         parameters=parameters,
         layers=layers,
+        code=code,
     )
     (directory / "README.md").write_text(model_card(facts, provenance), encoding="utf-8")
-    for file in [] if local is None else licence_files(local):
+    for file in base.licence_files:
         shutil.copyfile(file, directory / file.name)
 
 
-def _write_code(decoder: Decoder, directory: Path, config: PretrainedConfig) -> None:
+def _write_code(decoder: Decoder, directory: Path, config: PretrainedConfig, *, code: bool) -> None:
     """Everything that is not a weight, but for the model card."""
     config.to_json_file(directory / "config.json")
-    source = Path(modeling_tyr.__file__)
-    shutil.copyfile(source, directory / source.name)
+    if code:
+        source = Path(modeling_tyr.__file__)
+        shutil.copyfile(source, directory / source.name)
     decoder.tokenizer.save_pretrained(directory)
     generation: Any = getattr(decoder.model, "generation_config", None)
     if generation is not None and _has_generation_file(decoder, generation):

@@ -17,8 +17,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tyr.errors import ConfigError
+
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+
+
+def check_shard_bytes(max_shard_bytes: int) -> int:
+    """The size itself; raise ConfigError unless it is positive."""
+    if max_shard_bytes < 1:
+        raise ConfigError(f"export.max_shard_bytes must be positive, got {max_shard_bytes}")
+    return max_shard_bytes
 
 
 class ShardWriter:
