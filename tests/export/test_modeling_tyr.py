@@ -30,8 +30,7 @@ from tests.references.masked_model import masked_model
 from tests.tolerance import FLOAT32, relative_error
 from tyr.export import modeling_tyr
 from tyr.export.checkpoint import export_checkpoint
-from tyr.export.config import PrunedSizes, pruned_config
-from tyr.export.tensors import other_tensors, sublayer_part
+from tyr.export.in_memory import pruned_model
 from tyr.model.architecture import ARCHITECTURES
 from tyr.model.decoder import Decoder
 from tyr.sparsity import SublayerId
@@ -67,18 +66,7 @@ def load(directory: Path, **options: Any) -> Any:
 
 def in_memory(decoder: Decoder, structures: Structures) -> Any:
     """The exported model without a detour over the disk."""
-    sizes = PrunedSizes.dense(len(decoder.architecture.blocks(decoder.model)))
-    state = {tensor.name: tensor.gather(torch.float32) for tensor in other_tensors(decoder)}
-    for sublayer in decoder.sublayers:
-        part = sublayer_part(decoder, sublayer, structures[sublayer.id])
-        state.update({tensor.name: tensor.gather(torch.float32) for tensor in part.tensors})
-        sizes.add(sublayer.id.block, part)
-    config: Any = pruned_config(decoder, sizes)
-    model: Any = getattr(modeling_tyr, config.architectures[0])(config).requires_grad_(False).eval()
-    if config.tie_word_embeddings:
-        state["lm_head.weight"] = state["model.embed_tokens.weight"]
-    model.load_state_dict(state)
-    return model
+    return pruned_model(decoder, structures.__getitem__)
 
 
 def greedy(model: Any, tokens: torch.Tensor, **options: Any) -> list[list[int]]:

@@ -8,6 +8,9 @@ def register() -> None:
 
     Afterwards `AutoModelForCausalLM.from_pretrained(directory)` reads an export without
     `trust_remote_code`, with the code of the installed tyr. Calling it again changes nothing.
+    No import calls it: a library that changes the Auto classes when it is imported surprises. What
+    loads exports itself (`tyr.latency`) calls it, and so may any program that trusts tyr but not
+    the file in the directory.
     """
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 

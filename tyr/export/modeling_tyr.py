@@ -66,6 +66,7 @@ class PrunedDecoder:
                 layers[index] = pruned_layer(config, index, sizes=sizes, stock=type(layers[index]))
         finally:
             config.per_layer_config = overrides or None
+        self.model_tags = ["pruned", "tyr"]  # `push_to_hub` writes them into the model card
         cast(Any, self).post_init()  # initialises the blocks built above
 
 
@@ -106,6 +107,23 @@ def pruned_layer(config: Any, index: int, *, sizes: Mapping[str, Any], stock: An
     return layer
 
 
+class NoInputs(nn.Linear):
+    """An output projection whose inputs are all gone: only its bias is a parameter.
+
+    It stays a linear layer, because PEFT adapts no other module of this name.
+    """
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__(0, bias.numel(), device=bias.device, dtype=bias.dtype)
+        weight = self.weight.detach()
+        del self.weight
+        self.register_buffer("weight", weight, persistent=False)
+
+    def reset_parameters(self) -> None:
+        """Start at zero; the stock initialiser warns about the empty weight."""
+        nn.init.zeros_(self.bias)
+
+
 class Removed(nn.Module):
     """An FFN without units. What remains is the bias of its output projection, if it had one."""
 
@@ -113,14 +131,12 @@ class Removed(nn.Module):
         super().__init__()
         self.projection = projection
         if bias is not None:
-            output = nn.Module()
-            output.register_parameter("bias", nn.Parameter(torch.zeros_like(bias)))
-            self.add_module(projection, output)
+            self.add_module(projection, NoInputs(bias))
 
     def forward(self, hidden_states: Tensor, **_: Any) -> Any:
-        """What to add to the residual stream: (C,), or a scalar zero."""
+        """What to add to the residual stream: (B, T, C), or a scalar zero."""
         output = getattr(self, self.projection, None)
-        return hidden_states.new_zeros(()) if output is None else output.bias
+        return hidden_states.new_zeros(()) if output is None else output(hidden_states[..., :0])
 
 
 class RemovedAttention(Removed):
