@@ -5,6 +5,7 @@ Callbacks only record and show; a run gives the same result without them.
 
 from tyr.callbacks.checkpoint import Checkpoint
 from tyr.callbacks.heatmap import SparsityHeatmap
+from tyr.callbacks.latency import LatencyTable
 from tyr.callbacks.progress import Progress
 from tyr.callbacks.report import HtmlReport
 from tyr.callbacks.summary import Summary
@@ -14,6 +15,7 @@ __all__ = [
     "Checkpoint",
     "CsvMetrics",
     "HtmlReport",
+    "LatencyTable",
     "Progress",
     "SparsityHeatmap",
     "Summary",

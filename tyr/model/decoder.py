@@ -140,6 +140,7 @@ class PrunedDecoder:
 
     def __init__(self, decoder: Decoder, read: Callable[[SublayerId], Structure]) -> None:
         self._decoder = decoder
+        self.read = read
         self._weights = [sublayer.slice(read(sublayer.id)) for sublayer in decoder.sublayers]
 
     @property

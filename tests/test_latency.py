@@ -1,0 +1,125 @@
+"""The command `python -m tyr.latency`: exit statuses, messages, and what it leaves on disk."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli import run_cli
+from tests.model_zoo import PATTERNS, structures_from, zoo_decoder
+from tyr import latency
+from tyr.export.checkpoint import export_checkpoint
+from tyr.export.shards import stored_shapes
+
+SHORT = ("--input", "6", "--output", "3", "--repeats", "2", "--accelerator", "cpu")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A dense model on disk and its export."""
+    folder = tmp_path_factory.mktemp("models")
+    decoder = zoo_decoder("qwen2", storage_dtype=torch.bfloat16)
+    decoder.model.save_pretrained(folder / "dense")
+    structures = structures_from(decoder, PATTERNS["empty_sublayers"])
+    export_checkpoint(decoder, structures.__getitem__, folder / "pruned", provenance={})
+    return {name: folder / name for name in latency.NAMES}
+
+
+def test_a_measurement_is_printed_and_written(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*map(str, models.values()), *SHORT, "--batch", "1", "2", "--out", str(tmp_path / "o"))
+    assert latency.main(words) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == 2 + 2
+    assert printed[2].startswith("| eager | 6 | 3 | 1 | ")
+    rows = list(csv.DictReader((tmp_path / "o" / "latency.csv").open()))
+    assert [(row["model"], row["batch"]) for row in rows] == [
+        *(("dense", "1"), ("pruned", "1")),
+        *(("dense", "2"), ("pruned", "2")),
+    ]
+    assert int(rows[0]["parameters"]) > int(rows[1]["parameters"])
+    assert float(rows[0]["prefill_flops"]) > float(rows[1]["prefill_flops"])
+    drawn = {path.name for path in (tmp_path / "o").iterdir()}
+    assert drawn == {"latency.csv", "latency.png", "latency.svg"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--engine", "vllm"), "unknown engine 'vllm'"),
+        (("--input", "64"), "64 input and 3 output tokens exceed the context of the dense model"),
+        (("--batch", "0"), "batch >= 1, got 6, 3, 0"),
+        (("--repeats", "0"), "repeats must be at least 1"),
+        (("--dtype", "float8"), "--dtype must be auto or one of"),
+        (("--accelerator", "abacus"), "accelerator=abacus cannot be used here"),
+    ],
+)
+def test_a_word_that_cannot_be_is_refused_in_one_line(
+    words: tuple[str, ...],
+    message: str,
+    models: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert latency.main((*map(str, models.values()), *SHORT, *words)) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert told.count("\n") == 1
+
+
+def test_a_directory_without_a_model_is_refused(
+    models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert latency.main((str(models["dense"]), str(tmp_path), *SHORT)) == 2
+    assert "holds no config.json" in capsys.readouterr().err
+
+
+def test_models_that_do_not_fit_are_refused_before_they_are_loaded(
+    models: dict[str, Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stored = sum(size for path in models.values() for *_, size in stored_shapes(path))
+    words = (*map(str, models.values()), *SHORT)
+    monkeypatch.setattr(latency, "load", None)  # nothing is loaded
+    monkeypatch.setattr(latency, "device_bytes", lambda device: stored - 1)
+    assert latency.main(words) == 2
+    assert "GB of memory are needed" in capsys.readouterr().err
+    monkeypatch.setattr(latency, "device_bytes", lambda device: stored)
+    assert latency.main((*words, "--dtype", "float32")) == 2  # the export is stored in half of it
+    assert "choose --dtype bfloat16" in capsys.readouterr().err
+
+
+def test_a_run_with_evaluator_latency_keeps_the_contract_and_adds_speed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    shape = ("num_hidden_layers=2", "hidden_size=64", "intermediate_size=96")
+    model = ("model=random", *(f"model.config.{word}" for word in shape))
+    words = (*model, "debug=fast", "logger=csv", "callbacks=quiet")
+    sizes = ("evaluator.inputs=[16]", "evaluator.outputs=[3]", "evaluator.repeats=1")
+    outcome = run_cli(capsys, "evaluator=latency", *sizes, *words, f"run_dir={run_dir}")
+    assert outcome.status == 0, outcome.err
+    summary = json.loads((run_dir / "summary.json").read_text())
+    for name in ("dense", "uniform", "tyr"):
+        row = summary[name]
+        assert {"perplexity", "kl", "parameters", "backbone_parameters", "bytes"} <= row.keys()
+        sides = [measured["model"] for measured in row["latency"]]
+        assert sides == (["dense"] if name == "dense" else ["dense", "pruned"])
+    dense, pruned = summary["tyr"]["latency"]
+    assert (dense["parameters"], pruned["parameters"]) == (
+        summary["dense"]["parameters"],
+        summary["tyr"]["parameters"],
+    )
+    written = list(csv.DictReader((run_dir / "latency.csv").open()))
+    assert [row["model"] for row in written][-2:] == ["dense beside tyr_supernet", "tyr_supernet"]
+    assert (run_dir / "figures" / "latency.png").is_file()
+    card = (run_dir / "model" / "README.md").read_text()
+    assert "ttft" not in card  # a table of scalars; the file has the rest
+    outcome = run_cli(capsys, "evaluator=latency", "evaluator.inputs=[4000]", *words)
+    assert outcome.status == 2
+    assert "exceed the context of random, 2048" in outcome.err
