@@ -1,0 +1,151 @@
+"""Converts a model directory to a GGUF file, and exports a run as both.
+
+The Hugging Face directory remains the canonical artefact: it is written first and kept even when
+llama.cpp cannot take the model. Quantising below Q8_0 is left to llama.cpp's own tool, which reads
+the file written here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from tyr.errors import ConfigError, StoreError, TyrError
+from tyr.export.checkpoint import SHARD_BYTES, ExportedModel, HuggingFaceExport
+from tyr.export.gguf.encoding import check_dtype, report_widths
+from tyr.export.gguf.layout import ARCHS, ModelLayout, model_layout
+from tyr.export.gguf.library import gguf_library
+from tyr.export.gguf.source import open_directory
+from tyr.export.gguf.tensors import gguf_tensors
+from tyr.export.gguf.vocabulary import read_vocabulary
+from tyr.export.gguf.writer import GgufFile, write_gguf
+from tyr.export.tensors import ReadStructure
+from tyr.model.decoder import Decoder
+
+logger = logging.getLogger(__name__)
+
+
+def convert(
+    directory: Path, out: Path, *, dtype: str = "f16", arch: str = "auto", replace: bool = False
+) -> GgufFile:
+    """Write a GGUF file of a model directory.
+
+    Args:
+        directory: exported by tyr, or a stock Llama, Mistral, Qwen2 or Qwen3.
+        out: the file to write.
+        dtype: `f32`, `f16`, `bf16` or `q8_0`.
+        arch: `auto`, `deci` or `openelm`.
+        replace: overwrite `out`.
+
+    Raises:
+        ConfigError: a setting is unknown, or the gguf library is not installed.
+        ModelError: no complete model directory, or nothing llama.cpp would load rightly.
+        NumericsError: a weight does not fit the number type.
+        StoreError: `out` exists or cannot be written.
+    """
+    check_dtype(dtype, key="dtype")
+    gguf_library()
+    out = Path(out)
+    if out.is_dir() or (out.exists() and not replace):
+        what = "is a directory" if out.is_dir() else "already exists"
+        raise StoreError(f"{out} {what}: expected the name of a new file, e.g. model.gguf")
+    source = open_directory(Path(directory))
+    layout = model_layout(source.config, family=source.family, arch=arch)
+    vocabulary = read_vocabulary(
+        source.tokenizer, vocab_size=source.config.vocab_size, eos_ids=source.eos_ids
+    )
+    tensors = gguf_tensors(source, layout)
+    report_widths(tensors, dtype)
+    _report_rewritten(layout)
+    written = write_gguf(
+        source.config, layout, tensors=tensors, vocabulary=vocabulary, path=out, dtype=dtype
+    )
+    logger.info("wrote %s: %s, %d bytes", out, written.arch, written.bytes)
+    return written
+
+
+class GgufExport:
+    """Exports a Hugging Face directory and, beside it, DIRECTORY.gguf; `export=gguf`.
+
+    Args:
+        dtype: `f32`, `f16`, `bf16` or `q8_0`.
+        arch: `auto`, `deci` or `openelm`.
+        max_shard_bytes: largest safetensors file of the directory.
+    """
+
+    def __init__(
+        self, dtype: str = "f16", *, arch: str = "auto", max_shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        check_dtype(dtype, key="export.dtype")
+        if arch not in ARCHS:
+            raise ConfigError(f"export.arch must be one of {', '.join(ARCHS)}, got {arch!r}")
+        gguf_library()  # a run of hours must not end with a missing library
+        self._dtype = dtype
+        self._arch = arch
+        self._directory_export = HuggingFaceExport(max_shard_bytes)
+
+    def export(
+        self,
+        decoder: Decoder,
+        read: ReadStructure,
+        directory: Path,
+        provenance: Mapping[str, object],
+    ) -> ExportedModel:
+        """Write the directory, then the file.
+
+        The directory gets its final name last, so that an interrupted export is done again whole.
+        If llama.cpp cannot take the model, the directory is kept and the reason raised.
+
+        Raises:
+            TyrError: see `export_checkpoint` and `convert`.
+        """
+        staging = directory.with_name(f".{directory.name}.staging")
+        shutil.rmtree(staging, ignore_errors=True)  # left by a killed export
+        if directory.is_dir() and any(directory.iterdir()):
+            raise StoreError(f"{directory} already holds something: remove it or choose another")
+        try:
+            exported = self._directory_export.export(decoder, read, staging, provenance)
+            self._convert(staging, directory)
+            _rename(staging, directory)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return dataclasses.replace(exported, directory=directory)
+
+    def _convert(self, staging: Path, directory: Path) -> None:
+        out = directory.with_name(f"{directory.name}.gguf")
+        try:
+            convert(staging, out, dtype=self._dtype, arch=self._arch, replace=True)
+        except TyrError as error:
+            _rename(staging, directory)
+            raise type(error)(
+                f"{error}. The Hugging Face export {directory} is complete; only {out.name} is "
+                f"missing (python -m tyr.export_gguf {directory} {out})"
+            ) from error
+
+
+def _rename(staging: Path, directory: Path) -> None:
+    if directory.exists():
+        directory.rmdir()
+    staging.rename(directory)
+
+
+def _report_rewritten(layout: ModelLayout) -> None:
+    """Say where the file holds more than the model."""
+    blocks = list(enumerate(layout.blocks))
+    for what, found in (
+        ("an attention of one zero head", [i for i, b in blocks if b.zero_attention]),
+        ("an FFN of 32 zero neurons", [i for i, b in blocks if b.zero_ffn]),
+        (
+            "KV heads written more than once",
+            [i for i, b in blocks if max(b.kv_copies, default=1) > 1],
+        ),
+    ):
+        if found:
+            logger.warning(
+                "blocks %s get %s, which llama.cpp needs to compute the same; the HF directory "
+                "does without",
+                *(", ".join(map(str, found)), what),
+            )
