@@ -84,6 +84,8 @@ BAD_INPUT = {
     "search.stages=[[512,4],[1024,2]]": r"last stage must keep 1",
     "search.stages=[[512,64],[1024,1]]": r"64 survivors out of",
     "search.stages=[[10000000,1]]": r"too little text|search text has",
+    "search.stages=[512,8]": r"must be pairs \[tokens, survivors\]",
+    "search.stages=[[1,1]] objective=perplexity": r"needs sequences of at least 2 tokens",
     "data.calibration_tokens=900000000": r"too little text",
     "data.sequence_length=1024": r"exceeds the model's context of 512",
     "data.evaluation_tokens=10": r"evaluation_tokens=10 is less than one window",
