@@ -53,6 +53,9 @@ def test_a_run_leaves_what_the_contract_names(
     assert summary["removed_units"] == {"attn": 5, "ffn": 48}  # 0.375 of 12 heads is 4.5, half up
     assert summary["peak_rss_bytes"] > 0
     assert summary["seconds"]
+    assert set(summary["planned"]["seconds"]) == {
+        *("dense", "supernet", "search", "finish", "evaluation", "total")
+    }
     rows = list(csv.DictReader((run_dir / "metrics.csv").open()))
     generations = [row for row in rows if row["event"] == "generation"]
     assert len(generations) == 2

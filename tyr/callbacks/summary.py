@@ -6,6 +6,7 @@ peak memory is the last process's.
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -31,7 +32,8 @@ class Summary(Callback):
 
     Keys: `model`, `sparsity`; `dense`, `uniform`, `tyr` (null when not evaluated) and `variants`,
     each with perplexity, kl, parameters, backbone_parameters and bytes; `seconds` per stage and in
-    `total`; `peak_rss_bytes`; `removed_units` per kind; `allocation`; `export` relative to the run
+    `total`; `planned`, the least seconds per stage and the bytes of memory that plan.json foresaw;
+    `peak_rss_bytes`; `removed_units` per kind; `allocation`; `export` relative to the run
     directory; `command`.
     """
 
@@ -80,12 +82,22 @@ class Summary(Callback):
             **{name: rows.get(name) for name in MAIN_ROWS},
             "variants": {name: row for name, row in rows.items() if name not in MAIN_ROWS},
             "seconds": by_stage(self.clock.seconds()),
+            "planned": _planned(Path(event.run_dir) / "plan.json"),
             "peak_rss_bytes": event.peak_rss_bytes,
             "removed_units": dict(event.removed_units) or event.allocation.total,
             "allocation": event.allocation.as_dict(),
             "export": _relative(event.export_dir, Path(event.run_dir)),
             "command": start.command,
         }
+
+
+def _planned(path: Path) -> dict[str, object] | None:
+    """Least seconds per stage and bytes, as planned before the run; null without a plan."""
+    if not path.is_file():
+        return None
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    seconds = {stage["name"]: stage["seconds"] for stage in plan["stages"]}
+    return {"seconds": {**seconds, "total": plan["seconds"]}, "memory_bytes": plan["memory_bytes"]}
 
 
 def _relative(path: Path | None, base: Path) -> str | None:
