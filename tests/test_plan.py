@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import plan_cli
-from tyr.plan_table import amount
+from tyr.plan_table import amount, duration
 
 
 @pytest.mark.parametrize(
@@ -15,6 +15,14 @@ from tyr.plan_table import amount
 )
 def test_amounts_have_decimal_prefixes(value: float, text: str) -> None:
     assert amount(value, "B") == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (59.9, "59.9 s"), (90, "1.5 min"), (5400, "1.5 h"), (1e8, "1,157.4 days")],
+)
+def test_durations_have_a_fitting_unit(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_the_plan_names_every_stage_and_leaves_nothing_behind(
