@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from tyr.run import main
+from tyr.run import main, plan_task, task
 
 
 @dataclass(frozen=True)
@@ -20,13 +21,20 @@ class Outcome:
     err: str
 
 
-def run_cli(capsys: pytest.CaptureFixture[str], *words: str) -> Outcome:
+def plan_cli(capsys: pytest.CaptureFixture[str], *words: str) -> Outcome:
+    """`python -m tyr.plan *words`."""
+    return run_cli(capsys, *words, entry=plan_task)
+
+
+def run_cli(
+    capsys: pytest.CaptureFixture[str], *words: str, entry: Callable[[], None] = task
+) -> Outcome:
     """`python -m tyr.run *words`; a traceback (status 1) surfaces as the exception itself."""
     GlobalHydra.instance().clear()
     before, sys.argv = sys.argv, ["tyr", *words]
     capsys.readouterr()
     try:
-        main()
+        main(entry)
         status = 0
     except SystemExit as stop:
         status = int(stop.code or 0)

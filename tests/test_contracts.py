@@ -39,6 +39,7 @@ def blocks(units: int, size: int, *, width: int = 5) -> UnitBlocks:
     hessian = features.mT @ features
     inverse = torch.linalg.inv(hessian).view(units, size, units, size)
     return UnitBlocks(
+        torch.arange(units),
         weight.view(units, size, width),
         (hessian @ weight).view(units, size, width),
         torch.stack([inverse[u, :, u] for u in range(units)]),
@@ -63,8 +64,9 @@ def supernet(decoder: Decoder, tokens: Tensor, tmp_path: Path) -> BuiltSupernet:
     settings = SupernetSettings(ExpectationAccumulation(), interval=0.25, levels=3)
     builder = make_builder(decoder, tokens, settings)
     grid = settings.grid(uniform_allocation(0.5, decoder.units), decoder.units, iteration=0)
-    store = builder.open_store(tmp_path / "supernet", grid, "test")
-    builder.build(store, grid, accumulation=settings.accumulation, label="test")
+    mode = settings.accumulation
+    store = builder.open_store(tmp_path / "supernet", grid, label="test", accumulation=mode)
+    builder.build(store, grid, accumulation=mode, label="test")
     return BuiltSupernet(store, grid)
 
 

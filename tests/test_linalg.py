@@ -14,9 +14,8 @@ from tyr.linalg import (
     cholesky,
     damping_amount,
     inverse,
-    remove_rows_,
     solve_dtype,
-    solve_kept,
+    solve_nested,
 )
 
 TOKENS, WIDTH, OUTPUTS = 40, 9, 5
@@ -32,60 +31,43 @@ def problem(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 row_sets = st.sets(st.integers(0, WIDTH - 1), min_size=1, max_size=WIDTH).map(sorted)
 
 
+def solve_on(rows: list[int], hessian: Tensor, gradient: Tensor) -> Tensor:
+    """Weight (k, C) of the given rows alone."""
+    index = torch.tensor(rows, dtype=torch.int64)
+    ((weight, _),) = solve_nested(hessian, gradient, index, [len(rows)], name="s")
+    return weight
+
+
 @given(row_sets)
 def test_the_solution_on_kept_rows_is_least_squares_on_the_kept_columns(rows: list[int]) -> None:
     features, weight, hessian = problem()
-    solved = solve_kept(hessian, hessian @ weight, torch.tensor(rows), name="s")
     expected = torch.linalg.lstsq(features[:, rows], features @ weight).solution
-    assert_close(solved, expected)
+    assert_close(solve_on(rows, hessian, hessian @ weight), expected)
+
+
+@given(st.permutations(range(WIDTH)), st.lists(st.integers(0, WIDTH), min_size=1, max_size=4))
+def test_nested_subsets_are_each_solved_as_if_alone(order: list[int], sizes: list[int]) -> None:
+    features, weight, hessian = problem()
+    gradient = hessian @ weight
+    rows = torch.tensor(order[: max(sizes)], dtype=torch.int64)
+    solved = list(solve_nested(hessian, gradient, rows, sizes, name="s"))
+    assert len(solved) == len(sizes)
+    for size, (found, explained) in zip(sizes, solved, strict=True):
+        kept = order[:size]
+        alone = torch.linalg.solve(hessian[kept][:, kept], gradient[kept])
+        assert_close(found, alone)
+        assert_close(explained, float((features[:, kept] @ alone).square().sum()))
 
 
 def test_the_solution_on_no_rows_is_empty() -> None:
     _, weight, hessian = problem()
-    empty = torch.zeros(0, dtype=torch.int64)
-    assert solve_kept(hessian, hessian @ weight, empty, name="s").shape == (0, OUTPUTS)
-
-
-@given(st.lists(row_sets, min_size=1, max_size=4))
-def test_removing_rows_leaves_the_inverse_and_solution_of_what_is_left(
-    groups: list[list[int]],
-) -> None:
-    _, weight, hessian = problem()
-    running_inverse, running = torch.linalg.inv(hessian), weight.clone()
-    alive = list(range(WIDTH))
-    for group in groups:
-        rows = [row for row in group if row in alive]
-        if not rows:
-            continue
-        remove_rows_(running_inverse, running, torch.tensor(rows), name="s")
-        alive = [row for row in alive if row not in rows]
-    gone = [row for row in range(WIDTH) if row not in alive]
-    assert not running[gone].any()
-    assert not running_inverse[gone].any()
-    assert not running_inverse[:, gone].any()
-    if alive:
-        kept = torch.tensor(alive)
-        block = hessian[kept][:, kept]
-        assert_close(running_inverse[kept][:, kept], torch.linalg.inv(block))
-        assert_close(running[kept], torch.linalg.solve(block, (hessian @ weight)[kept]))
-
-
-def test_removing_rows_one_by_one_is_removing_them_together() -> None:
-    _, weight, hessian = problem()
-    together = torch.linalg.inv(hessian), weight.clone()
-    singly = torch.linalg.inv(hessian), weight.clone()
-    remove_rows_(*together, torch.tensor([1, 4, 7]), name="s")
-    for row in (7, 1, 4):
-        remove_rows_(*singly, torch.tensor([row]), name="s")
-    for left, right in zip(together, singly, strict=True):
-        assert_close(left, right)
+    assert solve_on([], hessian, hessian @ weight).shape == (0, OUTPUTS)
 
 
 def test_the_printed_eq_5_is_the_new_weight_and_not_the_perturbation() -> None:
     # Recorded in DEVIATIONS.md: H_kk⁻¹G_k solves the problem, W + H_kk⁻¹G_k does not.
     features, weight, hessian = problem()
-    kept = torch.arange(1, WIDTH)
-    printed = solve_kept(hessian, hessian @ weight, kept, name="s")
+    printed = solve_on(list(range(1, WIDTH)), hessian, hessian @ weight)
     wanted = features @ weight
 
     def error(candidate: Tensor) -> float:

@@ -53,6 +53,9 @@ def test_a_run_leaves_what_the_contract_names(
     assert summary["removed_units"] == {"attn": 5, "ffn": 48}  # 0.375 of 12 heads is 4.5, half up
     assert summary["peak_rss_bytes"] > 0
     assert summary["seconds"]
+    assert set(summary["planned"]["seconds"]) == {
+        *("dense", "supernet", "search", "finish", "evaluation", "total")
+    }
     rows = list(csv.DictReader((run_dir / "metrics.csv").open()))
     generations = [row for row in rows if row["event"] == "generation"]
     assert len(generations) == 2
@@ -84,6 +87,8 @@ BAD_INPUT = {
     "search.stages=[[512,4],[1024,2]]": r"last stage must keep 1",
     "search.stages=[[512,64],[1024,1]]": r"64 survivors out of",
     "search.stages=[[10000000,1]]": r"too little text|search text has",
+    "search.stages=[512,8]": r"must be pairs \[tokens, survivors\]",
+    "search.stages=[[1,1]] objective=perplexity": r"needs sequences of at least 2 tokens",
     "data.calibration_tokens=900000000": r"too little text",
     "data.sequence_length=1024": r"exceeds the model's context of 512",
     "data.evaluation_tokens=10": r"evaluation_tokens=10 is less than one window",

@@ -46,8 +46,15 @@ class TyrConfig:
 
 
 def largest_stage(stages: list[list[int]], sequence_length: int) -> int:
-    """Tokens of the largest search stage in whole sequences: the least a search text must hold."""
-    tokens = max(int(stage[0]) for stage in stages)
+    """Tokens of the largest search stage in whole sequences: the least a search text must hold.
+
+    Stages that are not pairs count nothing here: the search itself, which is built first, says what
+    is wrong with them.
+    """
+    try:
+        tokens = max(int(stage[0]) for stage in stages)
+    except (TypeError, ValueError, IndexError):
+        tokens = 0
     return -(-tokens // sequence_length) * sequence_length
 
 

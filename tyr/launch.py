@@ -21,6 +21,7 @@ from lightning.fabric import Fabric
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from tyr.ceilings import Ceilings, measure_ceilings
 from tyr.data import SplitSizes, TokenSplits, check_context
 from tyr.errors import ConfigError
 from tyr.evaluate.perplexity import Evaluator
@@ -30,12 +31,14 @@ from tyr.files import write_json
 from tyr.model.architecture import unit_counts
 from tyr.model.loading import ModelSource
 from tyr.pipeline import Method, Pipeline
+from tyr.planner import Planner, RunPlan, as_content
 from tyr.rundir import RunDirectory
 from tyr.session import Provenance, Session
 from tyr.sparsity import Allocation, budget_notes, uniform_allocation
 
 logger = logging.getLogger(__name__)
 
+PLAN_FILE = "plan.json"
 PACKAGES = ("torch", "transformers", "datasets", "lightning", "hydra-core", "safetensors", "numpy")
 
 
@@ -85,6 +88,9 @@ def launch(
     run_dir.check_inputs(splits.fingerprint)
     environment = describe_environment(device, config["seed"])
     write_json(path / "environment.json", environment)
+    if not resumed:
+        plan, ceilings = make_plan(method, source, data, sparsity=config["sparsity"], device=device)
+        write_json(path / PLAN_FILE, as_content(plan, ceilings))
     decoder = source.load(device=device, attention_unit=method.supernet.attention_unit)
     session = Session(
         decoder,
@@ -118,6 +124,27 @@ def check_plan(method: Method, source: ModelSource, data: DataSource, *, sparsit
     for note in budget_notes(sparsity, units, uniform):
         logger.warning(note)
     check_context(data.sizes.sequence_length, config.max_position_embeddings)
+
+
+def make_plan(
+    method: Method,
+    source: ModelSource,
+    data: DataSource,
+    *,
+    sparsity: float,
+    device: torch.device,
+) -> tuple[RunPlan, Ceilings]:
+    """What a run that passed `check_plan` will cost, and what the device can do."""
+    storage, compute = source.precisions(device)
+    planner = Planner(
+        method,
+        source.configuration(),
+        data.sizes,
+        sparsity=sparsity,
+        storage=storage,
+        compute=compute,
+    )
+    return planner.plan(), measure_ceilings(device, compute)
 
 
 def choose_device(accelerator: str) -> torch.device:

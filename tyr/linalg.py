@@ -8,6 +8,7 @@ algorithm when a factorisation fails.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -69,38 +70,32 @@ def inverse(matrix: Tensor, *, name: str) -> Tensor:
     return torch.cholesky_inverse(cholesky(matrix, name=name))
 
 
-def solve_kept(hessian: Tensor, gradient: Tensor, rows: Tensor, *, name: str) -> Tensor:
-    """Best weight on the kept rows alone: H_kk⁻¹ G_k.
+def solve_nested(
+    hessian: Tensor, gradient: Tensor, rows: Tensor, sizes: Sequence[int], *, name: str
+) -> Iterator[tuple[Tensor, float]]:
+    """Best weight on the first k of `rows` alone, H_kk⁻¹ G_k, for each k of `sizes`.
+
+    The Cholesky factor of a leading block is the leading block of the factor, and so is its forward
+    substitution: nested subsets share one factorisation, and each costs one back substitution.
+    Solved from H itself, so free of the rounding that a long chain of downdates collects.
 
     Args:
         hessian: (d_in, d_in), damped.
         gradient: (d_in, d_out), the right-hand side G.
-        rows: (k,), int64, kept input rows.
+        rows: (n,), int64, input rows; those that stay longest come first.
+        sizes: subset sizes, each at most n.
+        name: sublayer, for messages.
 
-    Returns:
-        (k, d_out): the least-squares weight of the kept rows, free of the rounding that a long
-        chain of downdates collects.
+    Yields:
+        Weight (k, d_out), its rows in the order of `rows`, and tr(WᵀG_k), the share of the target's
+        squared norm that it explains.
+
+    Raises:
+        NumericsError: H is not positive definite on `rows`.
     """
     factor = cholesky(hessian[rows][:, rows], name=name)
-    return torch.cholesky_solve(gradient[rows], factor)
-
-
-def remove_rows_(inverse: Tensor, weight: Tensor, rows: Tensor, *, name: str) -> None:
-    """Optimal Brain Surgeon step for a group P of rows, in place.
-
-    W ← W − H⁻¹[:,P] (H⁻¹[P,P])⁻¹ W[P] and H⁻¹ ← H⁻¹ − H⁻¹[:,P] (H⁻¹[P,P])⁻¹ H⁻¹[P,:]
-    (the corrected Eq. 5 and the block form of Eq. 6). The removed rows become exact zeros.
-
-    Args:
-        inverse: (d_in, d_in), inverse Hessian of the rows still alive (zeros elsewhere).
-        weight: (d_in, d_out).
-        rows: (p,), int64, rows to remove; all alive.
-    """
-    columns = inverse[:, rows]  # (d_in, p)
-    factor = cholesky(columns[rows], name=name)
-    gain = torch.cholesky_solve(columns.mT, factor).mT  # (d_in, p) = H⁻¹[:,P] (H⁻¹[P,P])⁻¹
-    weight.addmm_(gain, weight[rows], alpha=-1)
-    inverse.addmm_(gain, columns.mT, alpha=-1)
-    weight[rows] = 0
-    inverse[rows] = 0
-    inverse[:, rows] = 0
+    half = torch.linalg.solve_triangular(factor, gradient[rows], upper=False)  # L⁻¹G
+    for size in sizes:
+        leading = half[:size]
+        weight = torch.linalg.solve_triangular(factor[:size, :size].mT, leading, upper=True)
+        yield weight, float(leading.square().sum())

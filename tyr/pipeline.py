@@ -120,12 +120,15 @@ class Pipeline:
     def prune_to_supernet(self, iteration: int, grid: LevelGrid) -> BuiltSupernet:
         """Algorithm 2. The supernet before this one goes once this one is complete."""
         session, label = self.session, f"iteration-{iteration}"
-        store = self.builder.open_store(session.run_dir.supernet(iteration), grid, label)
+        accumulation = self.method.supernet.accumulation
+        store = self.builder.open_store(
+            session.run_dir.supernet(iteration), grid, label=label, accumulation=accumulation
+        )
         with session.stage("supernet", len(session.decoder.sublayers), iteration):
             self.builder.build(
                 store,
                 grid,
-                accumulation=self.method.supernet.accumulation,
+                accumulation=accumulation,
                 label=label,
                 report=session.callbacks.on_sublayer_pruned,
                 iteration=iteration,

@@ -13,7 +13,7 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -129,14 +129,43 @@ def execute(config: DictConfig) -> None:
     )
 
 
+def show_plan(config: DictConfig) -> None:
+    """Print what a run of this configuration would cost."""
+    method = build_method(config)
+    source = build(config.model, "model")
+    data = build(config.data, "data")
+
+    from tyr.launch import check_plan, choose_device, make_plan, plain_libraries
+    from tyr.plan_table import show
+
+    plain_libraries()
+    device = choose_device(config.accelerator)
+    check_plan(method, source, data, sparsity=config.sparsity)
+    plan, ceilings = make_plan(method, source, data, sparsity=config.sparsity, device=device)
+    show(plan, ceilings, device=device)
+
+
+@hydra.main(  # type: ignore[untyped-decorator]
+    config_path=str(CONFIG_DIR), config_name="config", version_base="1.3"
+)
+def plan_task(config: DictConfig) -> None:
+    """Hydra's entry of `python -m tyr.plan`."""
+    guarded(show_plan, config)
+
+
 @hydra.main(  # type: ignore[untyped-decorator]
     config_path=str(CONFIG_DIR), config_name="config", version_base="1.3"
 )
 def task(config: DictConfig) -> None:
     """Hydra's entry: one call per job of a multirun."""
+    guarded(execute, config)
+
+
+def guarded(work: Callable[[DictConfig], None], config: DictConfig) -> None:
+    """Do the work; bad input ends it with one paragraph."""
     output = Path(HydraConfig.get().runtime.output_dir)
     try:
-        execute(config)
+        work(config)
     except USER_ERRORS as error:
         refuse(error)
     finally:
@@ -153,13 +182,13 @@ def refuse(error: BaseException) -> NoReturn:
     sys.exit(2)
 
 
-def main() -> None:
+def main(entry: Callable[[], None] = task) -> None:
     """Console entry with the exit statuses of the module docstring."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors to us instead of printing and exiting 1
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     logging.getLogger("tyr").setLevel(logging.WARNING)  # Hydra opens the root logger to INFO
     try:
-        task()
+        entry()
     except USER_ERRORS as error:
         refuse(error)
     except KeyboardInterrupt:

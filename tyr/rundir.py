@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Keys that may differ between a run and its continuation: they do not touch its results.
-FREE_KEYS = ("resume", "run_dir", "callbacks", "logger", "debug")
+FREE_KEYS = ("resume", "run_dir", "callbacks", "logger")
 
 
 class RunDirectory:

@@ -1,7 +1,7 @@
 """The algorithm as the paper's authors released it, in our own words, to measure tyr against.
 
-Local pruning starts afresh for every level: 16 rounds per FFN level and one per attention level,
-each with its own inverse Hessian, in float32. A block's statistics are taken in one forward pass
+Local pruning starts afresh for every level, each with its own inverse Hessian, in float32: 16
+rounds, or as many as there are units to remove. A block's statistics are taken in one forward pass
 and its hidden states move on in a second one, with the centre structure in place. The supernet is
 one file of dense, zero-filled weight per (sublayer, level). The search loads a candidate's weights
 into the stock model and runs it alone, against teacher logits kept in memory for the whole text.
@@ -28,7 +28,7 @@ from tyr.search.selection import Sample
 from tyr.sparsity import LevelGrid, SublayerId, stream_order
 from tyr.supernet.store import SupernetStore
 
-ROUNDS = {"attn": 1, "ffn": 16}
+ROUNDS = 16
 DAMPING = 0.01
 KL_POSITIONS = 1024  # positions per softmax, as released
 
@@ -183,7 +183,7 @@ class ReleasedBuilder:
                 gradient,
                 unit_size=len(weight) // grid.units[sublayer],
                 removed=removed,
-                rounds=ROUNDS[sublayer.kind],
+                rounds=ROUNDS,
             ).mT
             write_level(directory, sublayer, level, pruned)
             if level == 0:

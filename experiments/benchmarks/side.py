@@ -110,7 +110,10 @@ class Workload:
     def store(self, decoder: Decoder) -> SupernetStore:
         """tyr's supernet."""
         grid = self.grid(decoder)
-        return self.builder(decoder).open_store(self.supernet("tyr"), grid, LABEL)
+        accumulation = self.settings.accumulation
+        return self.builder(decoder).open_store(
+            self.supernet("tyr"), grid, label=LABEL, accumulation=accumulation
+        )
 
 
 class Side(Protocol):

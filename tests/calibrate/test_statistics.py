@@ -6,7 +6,7 @@ from torch import Tensor
 
 from tests.tiny import random_matrix
 from tests.tolerance import assert_close
-from tyr.calibrate.statistics import collect, gram
+from tyr.calibrate.statistics import STRIP, collect, gram
 
 Batch = tuple[Tensor, Tensor]
 REASON = "products of a batch are formed in float32"
@@ -70,10 +70,25 @@ def test_a_repeated_run_is_bit_identical() -> None:
 
 def test_bfloat16_features_are_multiplied_in_float32() -> None:
     features = random_matrix(64, 5).bfloat16()
-    product = gram(features, features)
+    product = gram(features)
     assert product.dtype == torch.float32
     exact = features.double().mT @ features.double()
     assert_close(product, exact, tolerance=1e-6, reason=REASON)
+
+
+@pytest.mark.parametrize("width", [STRIP - 1, STRIP, STRIP + 1, 3 * STRIP])
+def test_the_strips_of_a_wide_hessian_are_the_whole_product_and_exactly_symmetric(
+    width: int,
+) -> None:
+    features = random_matrix(6, width).float()
+    product = gram(features)
+    assert_close(product, features.double().mT @ features.double(), tolerance=1e-6, reason=REASON)
+    assert torch.equal(product, product.mT)
+
+
+def test_streams_of_different_length_are_a_fault_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        collect(iter(batches(2, 2)), iter(batches(2, 2, 2)))
 
 
 def test_no_batches_are_a_fault_of_the_caller() -> None:
@@ -85,6 +100,6 @@ def test_no_batches_are_a_fault_of_the_caller() -> None:
 def test_bfloat16_products_on_an_accelerator_are_exact_in_float32() -> None:
     features = random_matrix(256, 64).bfloat16()
     expected = features.double().mT @ features.double()
-    product = gram(features.cuda(), features.cuda())
+    product = gram(features.cuda())
     assert product.dtype == torch.float32
     assert_close(product.cpu(), expected, tolerance=1e-5, reason=REASON)

@@ -195,13 +195,16 @@ def test_generations_differ_in_their_draws() -> None:
     assert len(set(offspring)) == 3
 
 
-def test_without_a_legal_shift_the_search_ends_at_once() -> None:
+def test_without_a_legal_shift_the_parent_is_measured_and_the_search_ends() -> None:
     evaluator = Distance()
+    log: Log = []
     alone = LevelGrid(UNITS, CENTRE, {"attn": 1, "ffn": 8}, half_width=0)
-    state = run(search(), evaluator, grid=alone)
+    state = run(search(), evaluator, grid=alone, log=log)
     assert state.parent == START.parent
     assert state.generation == 12
-    assert not evaluator.calls
+    assert math.isfinite(state.loss)
+    assert [candidates for candidates, _ in evaluator.calls] == [(START.parent,)]
+    assert [saved for saved, _ in log] == [state]  # so a resumed run does not measure it again
 
 
 def test_the_account_of_a_generation_adds_up() -> None:

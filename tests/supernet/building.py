@@ -56,7 +56,9 @@ class Build:
         self.grid: LevelGrid = self.settings.grid(uniform_allocation(0.5, units), units, 0)
 
     def open(self) -> SupernetStore:
-        return self.builder.open_store(self.directory, self.grid, LABEL)
+        return self.builder.open_store(
+            self.directory, self.grid, label=LABEL, accumulation=self.accumulation
+        )
 
     def run(self, report: Report = silent) -> SupernetStore:
         """Build to the end (or until `report` raises)."""

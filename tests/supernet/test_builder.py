@@ -5,6 +5,7 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -388,3 +389,30 @@ def test_complete_accumulation_follows_the_centre(
         left, right = nine.read(sublayer, [0])[0], one.read(sublayer, [0])[0]
         assert torch.equal(left.kept, right.kept)
         assert torch.equal(left.weight, right.weight)
+
+
+def test_structures_of_another_model_pruner_or_mode_are_not_taken_over(
+    tmp_path: Path, tokens: Tensor
+) -> None:
+    """Each header differs from the first, so opening the store with it starts afresh."""
+    decoder = tiny_decoder()
+    store = Build(decoder, tokens, tmp_path).run()
+    assert len(Build(decoder, tokens, tmp_path).open().header) == len(store.header)
+    assert decoder.sublayers[0].id in Build(decoder, tokens, tmp_path).open()
+
+    changed = tiny_decoder()
+    changed.sublayers[-1].output_weight.mul_(1.001)
+    others = [
+        Build(changed, tokens, tmp_path / "0"),
+        Build(decoder, tokens, tmp_path / "1", accumulation=UniformAccumulation()),
+        Build(decoder, tokens, tmp_path / "2", pruner=LocalPruner(SecondOrder(), SelfTarget())),
+        Build(decoder, tokens, tmp_path / "3", pruner=LocalPruner(Taylor(), CorrectedTarget())),
+        Build(
+            decoder,
+            tokens,
+            tmp_path / "4",
+            pruner=LocalPruner(Taylor(), CorrectedTarget(alpha=0.25)),
+        ),
+    ]
+    headers = [store.header, *(other.open().header for other in others)]
+    assert all(a != b for a, b in combinations(headers, 2))

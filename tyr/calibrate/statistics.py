@@ -33,7 +33,26 @@ class Statistics:
     num_tokens: int
 
 
-def gram(left: Tensor, right: Tensor) -> Tensor:
+# Width of the strips that `gram` is made of. Smaller ones save more multiplications (the limit is
+# half) but are slower at each: 448 of 1,792 saves 37 %.
+STRIP = 448
+
+
+def gram(features: Tensor) -> Tensor:
+    """XᵀX over tokens: (N, d) -> (d, d), float32, exactly symmetric.
+
+    Strip by strip from the diagonal to the right edge; the rest is the mirror image.
+    """
+    width = features.shape[1]
+    total = features.new_empty(width, width, dtype=torch.float32)
+    for start in range(0, width, STRIP):
+        stop = min(start + STRIP, width)
+        total[start:stop, start:] = cross_gram(features[:, start:stop], features[:, start:])
+        total[stop:, start:stop] = total[start:stop, stop:].mT
+    return total
+
+
+def cross_gram(left: Tensor, right: Tensor) -> Tensor:
     """leftᵀ·right over tokens: (N, a), (N, b) -> (a, b), float32.
 
     bf16 products are exact in float32, so on CUDA the bf16 tensor cores give the float32 result
@@ -52,19 +71,22 @@ def collect(
     Args:
         pruned: (hidden (B, T, C), features (B, T, d_in)) per batch.
         dense: the same of the dense stream, or None when the target does not need it.
+
+    Raises:
+        ValueError: no batch, or the streams have different numbers of batches.
     """
     hessian = cross = residual = None
     num_tokens = 0
-    others: Iterable[tuple[Tensor, Tensor] | None]
-    others = dense if dense is not None else _nothing()
-    for (hidden, features), other in zip(pruned, others, strict=False):
+    pairs: Iterable[tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]]
+    pairs = zip(pruned, dense, strict=True) if dense is not None else ((b, None) for b in pruned)
+    for (hidden, features), other in pairs:
         flat = features.flatten(0, 1)  # (B·T, d_in)
         num_tokens += len(flat)
-        hessian = _add(hessian, gram(flat, flat))
+        hessian = _add(hessian, gram(flat))
         if other is not None:
             dense_hidden, dense_features = other
-            cross = _add(cross, gram(flat, dense_features.flatten(0, 1)))
-            residual = _add(residual, gram(flat, (dense_hidden - hidden).flatten(0, 1)))
+            cross = _add(cross, cross_gram(flat, dense_features.flatten(0, 1)))
+            residual = _add(residual, cross_gram(flat, (dense_hidden - hidden).flatten(0, 1)))
     if hessian is None:
         raise ValueError("statistics need at least one batch")
     return Statistics(hessian, cross, residual, num_tokens)
@@ -73,8 +95,3 @@ def collect(
 def _add(total: Tensor | None, part: Tensor) -> Tensor:
     wide = part.to(solve_dtype(part.device))
     return wide if total is None else total.add_(wide)
-
-
-def _nothing() -> Iterable[None]:
-    while True:
-        yield None

@@ -6,6 +6,7 @@ peak memory is the last process's.
 
 from __future__ import annotations
 
+import json
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -36,8 +37,9 @@ class Summary(Callback):
     evaluated) and `variants`, each with perplexity, kl, parameters, backbone_parameters, bytes and
     tasks (task to metric, value, stderr, examples, chance), and when tasks were asked their
     `average` and the share of the dense model's that is `retained`; `seconds` per stage and in
-    `total`; `peak_rss_bytes`; `removed_units` per kind, which a layout may have rounded;
-    `allocation`; `export` relative to the run directory; `command`.
+    `total`; `planned`, the least seconds per stage and the bytes of memory that plan.json foresaw;
+    `peak_rss_bytes`; `removed_units` per kind, which a layout may have rounded; `allocation`;
+    `export` relative to the run directory; `command`.
     """
 
     def __init__(self) -> None:
@@ -90,6 +92,7 @@ class Summary(Callback):
             **{name: rows.get(name) for name in MAIN_ROWS},
             "variants": {name: row for name, row in rows.items() if name not in MAIN_ROWS},
             "seconds": by_stage(self.clock.seconds()),
+            "planned": _planned(Path(event.run_dir) / "plan.json"),
             "peak_rss_bytes": event.peak_rss_bytes,
             "removed_units": dict(event.removed_units) or event.allocation.total,
             "allocation": event.allocation.as_dict(),
@@ -103,6 +106,15 @@ def _row(row: EvaluationRow, dense: EvaluationRow | None) -> dict[str, object]:
         return asdict(row)
     share = None if dense is None else retained(row.tasks, dense.tasks)
     return {**asdict(row), "average": asdict(average(row.tasks)), "retained": share}
+
+
+def _planned(path: Path) -> dict[str, object] | None:
+    """Least seconds per stage and bytes, as planned before the run; null without a plan."""
+    if not path.is_file():
+        return None
+    plan = json.loads(path.read_text(encoding="utf-8"))
+    seconds = {stage["name"]: stage["seconds"] for stage in plan["stages"]}
+    return {"seconds": {**seconds, "total": plan["seconds"]}, "memory_bytes": plan["memory_bytes"]}
 
 
 def _relative(path: Path | None, base: Path) -> str | None:

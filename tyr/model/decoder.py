@@ -7,7 +7,9 @@ masks, final norm and head are the stock model's.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -17,6 +19,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from tyr.model.architecture import Architecture, unit_counts
 from tyr.model.sublayer import AttentionUnit, Context, SlicedWeights, Structure, Sublayer
 from tyr.sparsity import SublayerId, UnitCounts, stream_order
+
+_PROBES = 1024  # values of each parameter that the fingerprint reads
 
 
 class Decoder:
@@ -86,6 +90,22 @@ class Decoder:
     def head(self) -> Tensor:
         """(V, C): the vocabulary projection."""
         return cast(Tensor, cast(Any, self.model).lm_head.weight)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over every parameter's name and shape and `_PROBES` of its values.
+
+        Tells a checkpoint that was trained on or replaced from the one a run began with, at a cost
+        that does not grow with the model's width; it is no proof against forgery.
+        """
+        digest = hashlib.sha256()
+        for name, parameter in self.model.named_parameters():
+            digest.update(f"{name} {tuple(parameter.shape)}".encode())
+            flat = parameter.detach().flatten()
+            probes = torch.linspace(0, len(flat) - 1, min(len(flat), _PROBES), dtype=torch.float64)
+            values = flat[probes.long().to(flat.device)].double().cpu()
+            digest.update(values.numpy().tobytes())
+        return digest.hexdigest()
 
     def embed(self, tokens: Tensor) -> Tensor:
         """(B, T) int64 -> (B, T, C)."""

@@ -53,6 +53,13 @@ class ModelSource(Protocol):
             ModelError: there is none that can be used.
         """
 
+    def precisions(self, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
+        """Precision of structures and exports, and of the forward passes on a device.
+
+        Raises:
+            ConfigError: an unknown name of a precision.
+        """
+
     def load(self, *, device: torch.device, attention_unit: AttentionUnit) -> Decoder:
         """The model, its tokenizer and its sublayers."""
 
@@ -112,13 +119,17 @@ class PretrainedModel:
         architecture_of(config, source=self.path)
         return cast(PretrainedConfig, config)
 
+    def precisions(self, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
+        """See `ModelSource.precisions`."""
+        stored = getattr(self.configuration(), "dtype", None) or torch.float32
+        storage = parse_dtype(self._dtype, key="model.dtype", auto=stored)
+        return storage, _compute_dtype(self._compute_dtype, storage, device)
+
     def load(self, *, device: torch.device, attention_unit: AttentionUnit = "head") -> Decoder:
         """Read weights and tokenizer. See `ModelSource.load`."""
         config = self.configuration()
         tokenizer = self.tokenizer()
-        stored = getattr(config, "dtype", None) or torch.float32
-        storage = parse_dtype(self._dtype, key="model.dtype", auto=stored)
-        compute = _compute_dtype(self._compute_dtype, storage, device)
+        storage, compute = self.precisions(device)
         try:
             model, loading = AutoModelForCausalLM.from_pretrained(
                 self.path,
@@ -232,14 +243,18 @@ class RandomModel:
             )
         return tokenizer
 
+    def precisions(self, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
+        """See `ModelSource.precisions`."""
+        storage = parse_dtype(self._dtype, key="model.dtype", auto=torch.float32)
+        return storage, _compute_dtype(self._compute_dtype, storage, device)
+
     def load(self, *, device: torch.device, attention_unit: AttentionUnit = "head") -> Decoder:
         """Draw the weights. See `ModelSource.load`."""
         config = self.configuration()
         tokenizer = self.tokenizer()
-        storage = parse_dtype(self._dtype, key="model.dtype", auto=torch.float32)
+        storage, compute = self.precisions(device)
         model = random_weights(config, seed=self._seed)
         architecture = architecture_of(config, source=self.name)
-        compute = _compute_dtype(self._compute_dtype, storage, device)
         return Decoder(
             cast(PreTrainedModel, cast(Any, model.to(storage)).to(device=device, dtype=compute)),
             tokenizer,

@@ -17,14 +17,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class UnitBlocks:
-    """Rows of the current problem grouped by unit.
+    """Rows of the current problem grouped by unit, in no particular order.
 
     Args:
+        units: (U,), int64, which units they are.
         weight: (U, D, C), current weight.
         gradient: (U, D, C), G = H·W of the unpruned problem.
         inverse: (U, D, D), diagonal blocks of the current inverse Hessian.
     """
 
+    units: Tensor
     weight: Tensor
     gradient: Tensor
     inverse: Tensor
@@ -97,4 +99,6 @@ class Random:
 
     def score(self, blocks: UnitBlocks, *, rng: torch.Generator) -> Tensor:
         """See `Criterion.score`."""
-        return torch.rand(len(blocks.weight), generator=rng, dtype=torch.float64).to(blocks.weight)
+        drawn = torch.rand(len(blocks.units), generator=rng, dtype=torch.float64)
+        rank = blocks.units.argsort().argsort()  # the first draw is the lowest unit's
+        return drawn.to(blocks.weight)[rank]

@@ -2,25 +2,26 @@
 
 Score the units still alive, drop the lowest group, compensate the rest, downdate H⁻¹, repeat. The
 order is nested: the structure at 62.5 % continues the path that made 50 %, so one pass to the
-sparsest level passes every level on the way. At each of them the kept weight is solved again from
-the Hessian itself, which removes the rounding of the downdates. The released code restarts for each
-level. Departures from the printed Eq. 5 are in experiments/DEVIATIONS.md.
+sparsest level passes every level on the way. At the end the kept weights of all levels are solved
+again from the Hessian itself, which removes the rounding of the downdates. The released code
+restarts for each level. Departures from the printed Eq. 5 are in experiments/DEVIATIONS.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from tyr.errors import ConfigError
-from tyr.linalg import inverse, remove_rows_, solve_kept
+from tyr.linalg import cholesky, inverse, solve_nested
 from tyr.prune.criterion import Criterion, UnitBlocks
 
-# Compacting copies H⁻¹, which costs as much as a downdate: wait until a quarter of it is dead.
-COMPACT_BELOW = 0.75
+# Rows of Zᵀ that wait for one update of H⁻¹. More make the update more efficient, but every step
+# brings its columns up to date with all that wait.
+PANEL = 128
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,13 @@ class Snapshot:
 
 
 class GreedyPass:
-    """State of one pass: the alive units with their rows of W, G and H⁻¹.
+    """State of one pass: rows of W and G, the inverse Hessian, and who is still alive.
+
+    Alive units fill the leading slots: the last ones move into the gaps that the removed leave, so
+    nothing is ever copied as a whole. Removing rows P takes H⁻¹ to H⁻¹ − ZZᵀ with
+    Z = H⁻¹[:,P]·L⁻ᵀ, H⁻¹[P,P] = LLᵀ (the block form of Eq. 6). W and the diagonal blocks follow at
+    once, because the next scores need them; H⁻¹ itself waits until `PANEL` rows of Zᵀ have come
+    together, which turns many thin updates, bound by memory, into one matrix product.
 
     Args:
         problem: what to prune.
@@ -84,57 +91,89 @@ class GreedyPass:
         start = problem.weight if problem.weight is not None else self._inverse @ problem.gradient
         self.start = start
         self._weight = start.clone()
-        self._gradient = problem.gradient
-        device = problem.hessian.device
-        self._unit = torch.arange(problem.num_units, device=device)  # stored slot -> unit
-        self._alive = torch.ones(problem.num_units, dtype=torch.bool, device=device)
+        self._gradient = problem.gradient.clone()
+        count, size = problem.num_units, problem.unit_size
+        everyone = torch.arange(count, device=start.device)
+        self._unit = everyone.clone()  # slot -> unit
+        self._diagonal = self._inverse.view(count, size, count, size)[everyone, :, everyone]
+        self._alive = count
+        self._panel = self._inverse.new_empty(PANEL, len(self._inverse))  # rows of Zᵀ to come
+        self._waiting = 0
 
     @property
     def kept(self) -> Tensor:
         """(U,): units still alive, ascending."""
-        return self._unit[self._alive]
+        return self._unit[: self._alive].sort().values
 
     def remove(self, count: int) -> None:
         """Drop the `count` units of lowest saliency together and compensate the others."""
-        slots = self._alive.nonzero()[:, 0]
-        scores = self._criterion.score(self._blocks(slots), rng=self._rng)
-        lowest = slots[torch.topk(scores, count, largest=False).indices.sort().values]
-        remove_rows_(self._inverse, self._weight, self._rows(lowest), name=self.problem.name)
-        self._alive[lowest] = False
-        if int(self._alive.sum()) < COMPACT_BELOW * len(self._alive):
-            self._compact()
+        scores = self._criterion.score(self.blocks(), rng=self._rng)
+        slots = torch.topk(scores, count, largest=False).indices.sort().values
+        self._downdate(_expand(slots, self.problem.unit_size))
+        self._drop(slots)
 
-    def snapshot(self) -> Snapshot:
-        """The exact solution on the units alive now."""
-        problem, kept = self.problem, self.kept
-        removed = problem.num_units - len(kept)
-        if removed == 0:
-            return Snapshot(0, kept, self.start, 0.0)
-        rows = _expand(kept, problem.unit_size)
-        weight = solve_kept(problem.hessian, problem.gradient, rows, name=problem.name)
-        scale = float((self.start * problem.gradient).sum())
-        explained = float((weight * problem.gradient[rows]).sum())
-        return Snapshot(removed, kept, weight, 1 - explained / scale if scale > 0 else 0.0)
+    def blocks(self) -> UnitBlocks:
+        """What a criterion sees of the units alive."""
+        alive, size = self._alive, self.problem.unit_size
+        rows = alive * size
+        return UnitBlocks(
+            self._unit[:alive],
+            self._weight[:rows].view(alive, size, -1),
+            self._gradient[:rows].view(alive, size, -1),
+            self._diagonal[:alive],
+        )
 
-    def _blocks(self, slots: Tensor) -> UnitBlocks:
-        size, slot_count = self.problem.unit_size, len(self._unit)
-        blocked = self._inverse.view(slot_count, size, slot_count, size)
-        weight = self._weight.view(slot_count, size, -1)
-        gradient = self._gradient.view(slot_count, size, -1)
-        if len(slots) < slot_count:
-            weight, gradient = weight[slots], gradient[slots]
-        return UnitBlocks(weight, gradient, blocked[slots, :, slots])
+    def _downdate(self, rows: Tensor) -> None:
+        """Compensate for `rows`, which are still in place."""
+        alive, size = self._alive, self.problem.unit_size
+        width = alive * size
+        waiting = self._panel[: self._waiting, :width]
+        columns = self._inverse[rows, :width]  # (p, width), as of the last flush
+        columns = torch.addmm(columns, waiting[:, rows].mT, waiting, alpha=-1)
+        factor = cholesky(columns[:, rows], name=self.problem.name)
+        part = torch.linalg.solve_triangular(factor, columns, upper=False)  # Zᵀ
+        change = torch.linalg.solve_triangular(factor, self._weight[rows], upper=False)
+        self._weight[:width].addmm_(part.mT, change, alpha=-1)
+        if size == 1:
+            self._diagonal[:alive, 0, 0] -= part.square().sum(dim=0)
+        else:
+            grouped = part.view(-1, alive, size).permute(1, 2, 0)  # (U, D, p)
+            self._diagonal[:alive].baddbmm_(grouped, grouped.mT, alpha=-1)
+        self._push(part)
 
-    def _rows(self, slots: Tensor) -> Tensor:
-        return _expand(slots, self.problem.unit_size)
+    def _push(self, part: Tensor) -> None:
+        """Let rows of Zᵀ wait for the update of H⁻¹, or make it when the panel is full."""
+        count, width = part.shape
+        if self._waiting + count > PANEL:
+            self._subtract(self._panel[: self._waiting, :width])
+            self._waiting = 0
+        if count > PANEL:
+            self._subtract(part)
+        else:
+            self._panel[self._waiting : self._waiting + count, :width] = part
+            self._waiting += count
 
-    def _compact(self) -> None:
-        rows = self._rows(self._alive.nonzero()[:, 0])
-        self._inverse = self._inverse[rows][:, rows].contiguous()
-        self._weight = self._weight[rows]
-        self._gradient = self._gradient[rows]
-        self._unit = self._unit[self._alive]
-        self._alive = torch.ones(len(self._unit), dtype=torch.bool, device=rows.device)
+    def _subtract(self, rows: Tensor) -> None:
+        """H⁻¹ ← H⁻¹ − ZZᵀ: (p, width)."""
+        width = rows.shape[1]
+        self._inverse[:width, :width].addmm_(rows.mT, rows, alpha=-1)
+
+    def _drop(self, slots: Tensor) -> None:
+        """Close the gaps at `slots` (ascending) with the last alive units."""
+        left = self._alive - len(slots)
+        last = torch.arange(left, self._alive, device=slots.device)
+        gaps, movers = slots[slots < left], last[~torch.isin(last, slots)]
+        for values in (self._unit, self._diagonal):
+            values[gaps] = values[movers]
+        to, source = (_expand(s, self.problem.unit_size) for s in (gaps, movers))
+        for values in (self._weight, self._gradient):
+            values[to] = values[source]
+        width = self._alive * self.problem.unit_size
+        square, waiting = self._inverse[:width, :width], self._panel[: self._waiting, :width]
+        square[to] = square[source]
+        square[:, to] = square[:, source]
+        waiting[:, to] = waiting[:, source]
+        self._alive = left
 
 
 def prune_progressively(
@@ -167,15 +206,50 @@ def prune_progressively(
             f"{problem.name}: cannot remove {counts[0]}..{counts[-1]} of {problem.num_units} units"
         )
     state = GreedyPass(problem, criterion=criterion, rng=rng)
-    snapshots: dict[int, Snapshot] = {}
+    kept: dict[int, Tensor] = {}
     removed = 0
     for count in counts:
         while removed < count:
             step = min(group_size, count - removed)
             state.remove(step)
             removed += step
-        snapshots[count] = state.snapshot()
+        kept[count] = state.kept
+    return solve_snapshots(problem, kept, start=state.start)
+
+
+def solve_snapshots(
+    problem: LocalProblem, kept: Mapping[int, Tensor], *, start: Tensor
+) -> dict[int, Snapshot]:
+    """Exact weights of nested sets of kept units.
+
+    Args:
+        problem: what they solve.
+        kept: removed units to kept ones (U,), each set within the one before it.
+        start: (d_in, C), the unconstrained optimum.
+    """
+    scale = float((start * problem.gradient).sum())
+    whole = Snapshot(0, torch.arange(problem.num_units, device=start.device), start, 0.0)
+    sparser = {removed: units for removed, units in kept.items() if removed > 0}
+    snapshots = {0: whole} if 0 in kept else {}
+    if not sparser:
+        return snapshots
+    order = _longest_first(list(sparser.values()))
+    rows = _expand(order, problem.unit_size)
+    sizes = [len(units) * problem.unit_size for units in sparser.values()]
+    solved = solve_nested(problem.hessian, problem.gradient, rows, sizes, name=problem.name)
+    for (removed, units), (weight, explained) in zip(sparser.items(), solved, strict=True):
+        ascending = _expand(order[: len(units)].argsort(), problem.unit_size)
+        error = 1 - explained / scale if scale > 0 else 0.0
+        snapshots[removed] = Snapshot(removed, units, weight[ascending], error)
     return snapshots
+
+
+def _longest_first(nested: Sequence[Tensor]) -> Tensor:
+    """Members of the first set, ordered so that each later set is a leading part of it."""
+    parts = [nested[-1]]
+    for larger, smaller in zip(nested[-2::-1], nested[:0:-1], strict=True):
+        parts.append(larger[~torch.isin(larger, smaller)])
+    return torch.cat(parts)
 
 
 def _expand(units: Tensor, unit_size: int) -> Tensor:

@@ -131,9 +131,15 @@ class EvolutionarySearch:
         self.max_shifts = max_shifts
 
     def check_text(self, num_sequences: int, length: int) -> None:
-        """Raise ConfigError when the search text is too small for a stage."""
+        """Raise ConfigError when the search text or a stage is too small."""
+        least = self.objective.min_positions
         for stage in self.stages:
-            draw_sample(num_sequences, length, stage.num_tokens, derive_generator(0))
+            sample = draw_sample(num_sequences, length, stage.num_tokens, derive_generator(0))
+            if sample.length < least:
+                raise ConfigError(
+                    f"this objective needs sequences of at least {least} tokens, but a stage of "
+                    f"search.stages has {sample.length}: give every stage at least {least} tokens"
+                )
 
     def run(
         self,
@@ -156,13 +162,17 @@ class EvolutionarySearch:
             on_generation: called after each generation with the state to save.
         """
         bounds = grid.bounds()
-        if not donors_by_kind(state.parent, bounds):
-            return replace(state, generation=self.generations)  # no legal shift: nothing to search
+        # Without a legal shift there is one allocation: the parent's loss is all there is to know.
+        stuck = not donors_by_kind(state.parent, bounds)
         while state.generation < self.generations:
             started = time.perf_counter()
             ledger = Ledger(evaluator)
             rng = derive_generator(seed, "search", iteration, state.generation)
-            state, parent_loss = self._generation(ledger, bounds, state, rng)
+            state, parent_loss = self._generation(
+                ledger, bounds, state, rng, offspring=0 if stuck else self.offspring
+            )
+            if stuck:
+                state = replace(state, generation=self.generations)
             event = GenerationFinished(
                 iteration=iteration,
                 generation=state.generation - 1,
@@ -180,14 +190,20 @@ class EvolutionarySearch:
         return state
 
     def _generation(
-        self, ledger: Ledger, bounds: Bounds, state: SearchState, rng: torch.Generator
+        self,
+        ledger: Ledger,
+        bounds: Bounds,
+        state: SearchState,
+        rng: torch.Generator,
+        *,
+        offspring: int,
     ) -> tuple[SearchState, float]:
         """One generation: the next state, and the old parent's loss on the last sample."""
         parent = state.parent
         candidates = [
-            mutate(parent, bounds, rng, max_shifts=self.max_shifts) for _ in range(self.offspring)
+            mutate(parent, bounds, rng, max_shifts=self.max_shifts) for _ in range(offspring)
         ]
-        for stage in self.stages[:-1]:
+        for stage in self.stages[:-1] if candidates else ():
             losses = ledger.evaluate(candidates, ledger.draw(stage, rng))
             candidates = [candidates[index] for index in best_indices(losses, stage.survivors)]
         sample = ledger.draw(self.stages[-1], rng)

@@ -43,6 +43,8 @@ class Reference:
 class Objective(Protocol):
     """Scores candidates from their hidden states; lower is better."""
 
+    min_positions: int  # of a sequence, for the loss to be defined
+
     def observed_blocks(self, num_blocks: int) -> tuple[int, ...]:
         """Blocks whose output `path_loss` wants to see."""
 
@@ -90,6 +92,8 @@ def dense_reference(
 class KdLogits:
     """KL(dense ‖ sparse) on the logits: the paper's default (Section 3.3, "logits-only")."""
 
+    min_positions = 1
+
     def observed_blocks(self, num_blocks: int) -> tuple[int, ...]:
         """None."""
         return ()
@@ -115,6 +119,8 @@ class KdHidden:
         alpha: weight of each hidden-state term.
         beta: weight of the KL term.
     """
+
+    min_positions = 1
 
     def __init__(self, alpha: float = 1.0, beta: float = 1.0) -> None:
         if min(alpha, beta) < 0 or alpha + beta == 0:
@@ -144,6 +150,8 @@ class KdHidden:
 
 class Perplexity:
     """Next-token loss on the search text (Table 5's single-task direction); exp of it is ppl."""
+
+    min_positions = 2
 
     def observed_blocks(self, num_blocks: int) -> tuple[int, ...]:
         """None."""

@@ -71,8 +71,13 @@ class SupernetBuilder:
         """Prunable units of the model."""
         return self._decoder.units
 
-    def open_store(self, directory: Path, grid: LevelGrid, label: str) -> SupernetStore:
+    def open_store(
+        self, directory: Path, grid: LevelGrid, *, label: str, accumulation: Accumulation
+    ) -> SupernetStore:
         """The store of a build, after a check of its files and of the disk's free space.
+
+        Its header holds all that the structures depend on, so those of another model, text or
+        setting are never taken for these.
 
         Raises:
             StoreError: the structures still missing would not fit on the disk.
@@ -81,6 +86,9 @@ class SupernetBuilder:
             "grid": grid.as_dict(),
             "label": label,
             "seed": self._seed,
+            "model": self._decoder.fingerprint,
+            "pruner": as_record(self._pruner),
+            "accumulation": as_record(accumulation),
             "dtype": str(self._decoder.storage_dtype),
             "attention_unit": self._decoder.attention_unit,
             "calibration": self._fingerprint,
@@ -160,6 +168,15 @@ class SupernetBuilder:
         )
         structures: dict[int, Structure] = {e: solved[n].structure for e, n in levels.items()}
         store.write(sublayer.id, structures, {e: solved[n].error for e, n in levels.items()})
+
+
+def as_record(part: object) -> dict[str, object]:
+    """Class and settings of an object of the method, and of the objects it is made of."""
+    nested = {
+        key: as_record(value) if hasattr(value, "__dict__") else value
+        for key, value in vars(part).items()
+    }
+    return {"class": f"{type(part).__module__}.{type(part).__qualname__}", **nested}
 
 
 def supernet_bytes(decoder: Decoder, grid: LevelGrid) -> int:

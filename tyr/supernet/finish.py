@@ -90,8 +90,9 @@ def prune_along(
     report: Report = silent,
 ) -> Reader:
     """Plain local pruning to one level per sublayer, with complete accumulation."""
-    store = builder.open_store(directory, grid, label)
-    builder.build(store, grid, accumulation=CompleteAccumulation(), label=label, report=report)
+    accumulation = CompleteAccumulation()
+    store = builder.open_store(directory, grid, label=label, accumulation=accumulation)
+    builder.build(store, grid, accumulation=accumulation, label=label, report=report)
     return lambda sublayer: store.read(sublayer, [0])[0]
 
 

@@ -1,0 +1,32 @@
+"""The benchmark of searched against uniform allocation, end to end at toy size."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.benchmarks import search_pays
+
+
+@pytest.mark.slow
+def test_every_seed_of_a_setting_is_measured_and_tabled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--out", str(tmp_path / "runs"), "--results", str(tmp_path), "--only", "1"]
+    smoke = ["--smoke", "debug=fast", "data.evaluation_tokens=1024"]
+    monkeypatch.setattr(sys, "argv", ["search_pays.py", *words, *smoke])
+    search_pays.main()
+    (entry,) = json.loads((tmp_path / "search_pays.json").read_text())
+    assert len(entry["runs"]) == 3
+    for run in entry["runs"]:
+        assert {"dense", "uniform", "tyr", "tyr_supernet"} <= set(run)
+        assert run["dense"]["kl"] < run["uniform"]["kl"]
+    assert f"| {entry['name']} | 3 |" in (tmp_path / "search_pays.md").read_text()
+
+
+def test_a_spread_shows_what_lies_behind_a_mean() -> None:
+    assert search_pays.spread([0.25]) == "0.2500"
+    assert search_pays.spread([0.1, 0.2, 0.3]) == "0.2000 (0.1000-0.3000)"

@@ -1,0 +1,146 @@
+"""Counted against what torch counts while it computes, and against figures worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig
+
+from tests.supernet.building import Build
+from tests.tiny import random_tokens, tiny_decoder
+from tyr.calibrate.statistics import gram
+from tyr.ceilings import measure_ceilings
+from tyr.cost import Shape, greedy_flops, hessian_flops, structure_bytes
+from tyr.data import SplitSizes
+from tyr.export.checkpoint import NoExport
+from tyr.pipeline import Method
+from tyr.planner import Planner, distinct_share, shape_of
+from tyr.prune.criterion import Taylor
+from tyr.prune.local import LocalPruner
+from tyr.prune.target import CorrectedTarget, SelfTarget, Target
+from tyr.randomness import derive_generator
+from tyr.search.evolution import EvolutionarySearch
+from tyr.search.mutation import mutate
+from tyr.search.objective import KdLogits, dense_reference
+from tyr.search.population import PopulationEvaluator
+from tyr.search.selection import draw_sample
+from tyr.supernet.accumulation import ExpectationAccumulation
+from tyr.supernet.finish import Repruned
+from tyr.supernet.settings import SupernetSettings
+
+LLAMA_8B = Shape(4096, 32, 32, 8, 128, 14336, 128256)
+
+
+def test_parameters_are_those_of_the_model() -> None:
+    decoder = tiny_decoder()
+    matrices = sum(p.numel() for p in decoder.model.parameters() if p.dim() == 2)
+    assert shape_of(decoder.config).parameters == matrices
+    assert LLAMA_8B.parameters == pytest.approx(8.03e9, rel=1e-3)
+
+
+def test_a_forward_pass_multiplies_as_often_as_torch_counts() -> None:
+    decoder, tokens = tiny_decoder(), random_tokens(3, 16)
+    shape = shape_of(decoder.config)
+    with FlopCounterMode(display=False) as counter:
+        decoder.final_hidden(tokens)
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(n for op, n in counts.items() if "attention" not in str(op))
+    scores = 2.0 * 48 * 16 * shape.inputs("attn") * shape.blocks  # half of what is not causal
+    assert shape.forward_flops(48, 16) == products + scores
+
+
+@pytest.mark.parametrize("width", [100, 448, 1000])
+def test_a_hessian_multiplies_as_often_as_torch_counts(width: int) -> None:
+    with FlopCounterMode(display=False) as counter:
+        gram(torch.ones(8, width))
+    assert hessian_flops(width, 8, strip=448) == counter.get_total_flops()
+    assert hessian_flops(width, 8, strip=448) <= 2 * 8 * width**2
+
+
+def test_a_pass_to_more_levels_costs_more_but_less_than_a_pass_each() -> None:
+    levels = [1.0, 0.75, 0.5, 0.25]
+    together = greedy_flops(512, 128, levels)
+    assert greedy_flops(512, 128, [0.25]) < together
+    assert together < sum(greedy_flops(512, 128, [kept]) for kept in levels)
+
+
+def test_the_bytes_of_a_supernet_are_those_on_disk(tmp_path: Path) -> None:
+    decoder = tiny_decoder()
+    build = Build(decoder, random_tokens(4, 8), tmp_path, interval=0.25, levels=3)
+    store = build.run()
+    counted = structure_bytes(shape_of(decoder.config), [0.75, 0.5, 0.25], itemsize=4)
+    assert store.bytes_on_disk == pytest.approx(counted, rel=0.35)  # headers of tiny tensors
+    exact = sum(
+        structure.weight.nbytes
+        for sublayer in decoder.sublayers
+        for structure in store.read(sublayer.id).values()
+    )
+    assert exact == counted
+
+
+def test_distinct_nodes_are_those_the_evaluator_computes(tmp_path: Path) -> None:
+    decoder, tokens = tiny_decoder(), random_tokens(4, 8)
+    build = Build(decoder, tokens, tmp_path)
+    evaluator = PopulationEvaluator(
+        decoder, build.run(), objective=KdLogits(), reference=dense_reference(decoder, tokens)
+    )
+    rng, start = derive_generator(1), (0,) * len(decoder.sublayers)
+    population = [mutate(start, build.grid.bounds(), rng) for _ in range(12)]
+    result = evaluator.evaluate(population, draw_sample(4, 8, 16, rng))
+    nodes = sum(len(levels) for levels in population)
+    assert distinct_share(population) == result.sublayer_evaluations / nodes
+
+
+def planner(target: Target, config: LlamaConfig, sizes: SplitSizes) -> Planner:
+    """The paper's settings (A.3)."""
+    method = Method(
+        iterations=4,
+        seed=0,
+        pruner=LocalPruner(Taylor(), target),
+        supernet=SupernetSettings(ExpectationAccumulation()),
+        search=EvolutionarySearch(KdLogits()),
+        finish=Repruned(),
+        exporter=NoExport(),
+    )
+    dtype = torch.bfloat16
+    return Planner(method, config, sizes, sparsity=0.5, storage=dtype, compute=dtype)
+
+
+def test_the_plan_of_an_8b_model_has_the_known_magnitudes() -> None:
+    """Worked out by hand: 59 PFLOP of forward, 55 of FFN Hessians before symmetry, 19 per dense
+    generation, about 10 with slicing and sharing."""
+    tokens = 4194304
+    assert LLAMA_8B.forward_flops(tokens, 4096) == pytest.approx(59e15, rel=0.1)
+    whole = 32 * hessian_flops(14336, tokens, strip=14336)
+    assert whole == pytest.approx(55e15, rel=0.02)
+    assert hessian_flops(14336, tokens, 448) == pytest.approx(whole / 32 / 2, rel=0.04)
+    config = LlamaConfig(
+        hidden_size=4096,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        intermediate_size=14336,
+        vocab_size=128256,
+        max_position_embeddings=131072,
+    )
+    plan = planner(SelfTarget(), config, SplitSizes(4096, tokens, 131072, 286720)).plan()
+    stages = {stage.name: stage for stage in plan.stages}
+    assert [stage.name for stage in plan.stages] == [
+        *("dense", "supernet", "search", "finish", "evaluation")
+    ]
+    assert stages["search"].compute / 50 == pytest.approx(10e15, rel=0.2)
+    assert all(0.5 < share < 1 for share in plan.shares)
+    assert stages["supernet"].times == stages["search"].times == 4
+    corrected = planner(CorrectedTarget(), config, SplitSizes(4096, tokens, 131072, 286720)).plan()
+    both = {stage.name: stage for stage in corrected.stages}
+    assert both["supernet"].compute > 1.5 * stages["supernet"].compute
+    assert both["search"].compute == stages["search"].compute
+
+
+def test_ceilings_are_positive_rates_of_this_machine() -> None:
+    ceilings = measure_ceilings(torch.device("cpu"), torch.float32)
+    assert min(ceilings.compute, ceilings.solve) > 1e8
+    assert ceilings.bandwidth > 1e7
