@@ -173,7 +173,7 @@ def test_lm_eval_itself_gives_the_same_from_an_exported_directory(
         assert results["results"][name]["acc_stderr,none"] == score.stderr
 
 
-@pytest.mark.parametrize("where", ["generated", "shared"])
+@pytest.mark.parametrize("where", ["generated", pytest.param("shared", marks=pytest.mark.slow)])
 def test_hellaswag_is_cleaned_as_lm_eval_cleans_it(
     where: str, folder: Path, tmp_path: Path
 ) -> None:

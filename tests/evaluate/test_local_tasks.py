@@ -171,6 +171,7 @@ def test_a_yaml_file_is_written_for_every_task_and_for_the_group(
         assert written[name]["dataset_kwargs"]["data_files"] == {"test": str(file)}
 
 
+@pytest.mark.slow
 def test_nothing_here_needs_lm_eval() -> None:
     code = (
         "import sys; sys.modules['lm_eval'] = None; import tyr.evaluate.task_evaluator, "
