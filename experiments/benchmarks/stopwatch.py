@@ -30,7 +30,7 @@ BUILD_PARTS: dict[str, tuple[Part, ...]] = {
         ("Hessian", statistics, "gram"),
         ("inverse Hessian", progressive, "inverse"),
         ("greedy steps", progressive.GreedyPass, "remove"),
-        ("exact solves", progressive.GreedyPass, "snapshot"),
+        ("exact solves", progressive, "solve_snapshots"),
         ("mixing", ExpectationAccumulation, "mix"),
         ("files", SupernetStore, "write"),
         ("files", SupernetStore, "read"),

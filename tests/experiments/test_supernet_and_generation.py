@@ -25,7 +25,10 @@ TOY = (
 def test_both_sides_agree_on_losses_and_survivors(tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), *TOY, "--output", str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env=environment)
+    outcome = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False
+    )
+    assert outcome.returncode == 0, outcome.stderr
     content = json.loads((tmp_path / "supernet_and_generation.json").read_text())
     losses = content["figures"]["losses"]
     assert losses["losses"] >= 2 * (6 + 4 + 2)  # two generations of three stages
