@@ -93,9 +93,12 @@ class Stream:
 
 def check_finite(values: Tensor, what: str) -> None:
     """Raise NumericsError naming `what` when any value is NaN or infinite."""
-    if not torch.isfinite(values).all():
-        bad = int((~torch.isfinite(values)).sum())
-        raise NumericsError(
-            f"{what}: {bad} of {values.numel()} values are NaN or infinite; check the checkpoint, "
-            f"or compute in more precision (model.compute_dtype=float32)"
-        )
+    # A finite sum has finite terms, and is read off in a third of the time; an infinite one may
+    # come from large terms.
+    if torch.isfinite(values.sum()) or torch.isfinite(values).all():
+        return
+    bad = int((~torch.isfinite(values)).sum())
+    raise NumericsError(
+        f"{what}: {bad} of {values.numel()} values are NaN or infinite; check the checkpoint, "
+        f"or compute in more precision (model.compute_dtype=float32)"
+    )

@@ -44,9 +44,14 @@ class Criterion(Protocol):
         """
 
 
+def dot(left: Tensor, right: Tensor) -> Tensor:
+    """Σ left ⊙ right per unit: (U, D, C), (U, D, C) -> (U,)."""
+    return torch.linalg.vecdot(left.flatten(1), right.flatten(1))
+
+
 def first_order_term(blocks: UnitBlocks) -> Tensor:
     """|Σ G_u ⊙ W_u| per unit, the first term of Eq. 4: (U,)."""
-    return torch.einsum("udc,udc->u", blocks.gradient, blocks.weight).abs()
+    return dot(blocks.gradient, blocks.weight).abs()
 
 
 def second_order_term(blocks: UnitBlocks) -> Tensor:
@@ -56,10 +61,9 @@ def second_order_term(blocks: UnitBlocks) -> Tensor:
     H⁻¹_uu is a block; the printed formula is its 1x1 case.
     """
     if blocks.inverse.shape[-1] == 1:
-        squares = torch.einsum("udc,udc->u", blocks.weight, blocks.weight)
-        return 0.5 * squares / blocks.inverse[:, 0, 0]
+        return 0.5 * dot(blocks.weight, blocks.weight) / blocks.inverse[:, 0, 0]
     solved = torch.linalg.solve(blocks.inverse, blocks.weight)
-    return 0.5 * torch.einsum("udc,udc->u", blocks.weight, solved)
+    return 0.5 * dot(blocks.weight, solved)
 
 
 class Taylor:

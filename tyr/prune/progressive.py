@@ -90,7 +90,9 @@ class GreedyPass:
         self._inverse = inverse(problem.hessian, name=problem.name)
         start = problem.weight if problem.weight is not None else self._inverse @ problem.gradient
         self.start = start
-        self._weight = start.clone()
+        # Rows in memory order: the dense weight arrives transposed, which makes scoring four times
+        # as slow.
+        self._weight = start.clone(memory_format=torch.contiguous_format)
         self._gradient = problem.gradient.clone()
         count, size = problem.num_units, problem.unit_size
         everyone = torch.arange(count, device=start.device)
