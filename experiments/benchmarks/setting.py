@@ -1,8 +1,8 @@
 """What `supernet_and_generation.py` measures: sizes of model, text and search. Imports no torch.
 
-The defaults are Llama-3.1-8B divided by eight (width 512, FFN 1792, four query heads per KV head,
-and a vocabulary that takes the same share of the multiplications), with a quarter of its blocks,
-and the paper's schedule of 128, 16 and 4 candidates on fewer tokens.
+The defaults are close to Llama-3.1-8B divided by five (width 768, FFN 2688, four query heads per KV
+head, and a vocabulary that takes about the same share of the multiplications), with a quarter of its
+blocks, and the paper's schedule of 128, 16 and 4 candidates on fewer tokens.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ class Setting:
     """
 
     blocks: int = 8
-    hidden: int = 512
-    ffn: int = 1792
-    heads: int = 8
-    kv_heads: int = 2
-    vocabulary: int = 4096
+    hidden: int = 768
+    ffn: int = 2688
+    heads: int = 12
+    kv_heads: int = 3
+    vocabulary: int = 8192
     sparsity: float = 0.5
     sequence_length: int = 256
     calibration_tokens: int = 8192
     search_tokens: int = 65536
     offspring: int = 128
-    stage_tokens: tuple[int, ...] = (512, 4096, 16384)
+    stage_tokens: tuple[int, ...] = (512, 2048, 8192)
     survivors: tuple[int, ...] = (16, 4, 1)
     batch_tokens: int = 2048
     threads: int = os.cpu_count() or 1
