@@ -1,6 +1,6 @@
 """tyr against the algorithm as released: supernet building, one search generation, disk, memory.
 
-    python experiments/benchmarks/supernet_and_generation.py          (under six minutes, two cores)
+    python experiments/benchmarks/supernet_and_generation.py          (a quarter of an hour on two cores)
 
 Both sides run in processes of their own (side.py), in turns, on the same random model, text, level
 grid and draws; the search is compared on the same supernet, tyr's, which the released evaluator
@@ -237,8 +237,8 @@ def main() -> None:
     """Measure, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_options(parser)
-    parser.add_argument("--build-turns", type=int, default=2)
-    parser.add_argument("--search-turns", type=int, default=3)
+    parser.add_argument("--build-turns", type=int, default=1)
+    parser.add_argument("--search-turns", type=int, default=6)
     parser.add_argument("--output", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
     setting = Setting.from_mapping(vars(arguments))
