@@ -1,6 +1,6 @@
 """tyr against the algorithm as released: supernet building, one search generation, disk, memory.
 
-    python experiments/benchmarks/supernet_and_generation.py          (a quarter of an hour on two cores)
+    python experiments/benchmarks/supernet_and_generation.py     (a quarter of an hour, two cores)
 
 Both sides run in processes of their own (side.py), in turns, on the same random model, text, level
 grid and draws; the search is compared on the same supernet, tyr's, which the released evaluator
