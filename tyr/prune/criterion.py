@@ -9,7 +9,7 @@ Letters: U units, D rows per unit, C output width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class Criterion(Protocol):
 
 def dot(left: Tensor, right: Tensor) -> Tensor:
     """Σ left ⊙ right per unit: (U, D, C), (U, D, C) -> (U,)."""
-    return torch.linalg.vecdot(left.flatten(1), right.flatten(1))
+    return cast(Tensor, torch.linalg.vecdot(left.flatten(1), right.flatten(1)))
 
 
 def first_order_term(blocks: UnitBlocks) -> Tensor:
