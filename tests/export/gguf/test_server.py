@@ -94,4 +94,4 @@ def test_a_completion_over_http_is_the_greedy_text_of_transformers(
     )
     assert answer["choices"][0]["text"] == wanted
     assert answer["usage"]["prompt_tokens"] == prompt["input_ids"].shape[1]
-    assert "readline" in wanted
+    assert len(set(wanted)) > 3  # a text, not one character repeated
