@@ -71,10 +71,14 @@ class HuggingFaceExport:
 
     Args:
         max_shard_bytes: largest safetensors file, unless a single tensor is larger.
+        configure: see `export_checkpoint`.
     """
 
-    def __init__(self, max_shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(
+        self, max_shard_bytes: int = SHARD_BYTES, *, configure: Configure = pruned_config
+    ) -> None:
         self._max_shard_bytes = check_shard_bytes(max_shard_bytes)
+        self._configure = configure
 
     def export(
         self,
@@ -90,6 +94,7 @@ class HuggingFaceExport:
             directory,
             provenance=provenance,
             max_shard_bytes=self._max_shard_bytes,
+            configure=self._configure,
         )
 
 

@@ -9,55 +9,20 @@ weights are read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 
 from tyr.errors import ConfigError, ModelError
-from tyr.export.checkpoint import SHARD_BYTES, ExportedModel, export_checkpoint
+from tyr.export.checkpoint import SHARD_BYTES, HuggingFaceExport
 from tyr.export.config import PrunedSizes
-from tyr.export.shards import check_shard_bytes
-from tyr.export.tensors import ReadStructure
 from tyr.layout import Layout
 from tyr.model.architecture import architecture_of, head_size
 from tyr.model.decoder import Decoder
 from tyr.sparsity import UnitCounts, uniform_allocation
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
-
-
-class StockExport:
-    """Exports a checkpoint of the stock class; `export=stock`.
-
-    Args:
-        max_shard_bytes: largest safetensors file, unless a single tensor is larger.
-    """
-
-    def __init__(self, max_shard_bytes: int = SHARD_BYTES) -> None:
-        self._max_shard_bytes = check_shard_bytes(max_shard_bytes)
-
-    def export(
-        self,
-        decoder: Decoder,
-        read: ReadStructure,
-        directory: Path,
-        provenance: Mapping[str, object],
-    ) -> ExportedModel:
-        """See `checkpoint.export_checkpoint`.
-
-        Raises:
-            ModelError: blocks differ in size, or one has lost a sublayer.
-        """
-        return export_checkpoint(
-            decoder,
-            read,
-            directory,
-            provenance=provenance,
-            max_shard_bytes=self._max_shard_bytes,
-            configure=stock_config,
-        )
 
 
 def stock_config(decoder: Decoder, sizes: PrunedSizes) -> PretrainedConfig:
@@ -78,6 +43,19 @@ def stock_config(decoder: Decoder, sizes: PrunedSizes) -> PretrainedConfig:
         )
     shared["dtype"] = str(decoder.storage_dtype).removeprefix("torch.")
     return resized(decoder.config, shared)
+
+
+class StockExport(HuggingFaceExport):
+    """Exports a checkpoint of the stock class; `export=stock`.
+
+    `export` raises ModelError when blocks differ in size, or one has lost a sublayer.
+
+    Args:
+        max_shard_bytes: see `HuggingFaceExport`.
+    """
+
+    def __init__(self, max_shard_bytes: int = SHARD_BYTES) -> None:
+        super().__init__(max_shard_bytes, configure=stock_config)
 
 
 def resized(config: PretrainedConfig, changes: Mapping[str, Any]) -> PretrainedConfig:
