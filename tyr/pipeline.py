@@ -15,6 +15,7 @@ from tyr.errors import ConfigError
 from tyr.events import EvaluationRow, GenerationFinished, SearchFinished
 from tyr.export.checkpoint import ExportedModel
 from tyr.model.decoder import Decoder
+from tyr.model.loading import parse_dtype
 from tyr.prune.local import LocalPruner
 from tyr.search.evolution import EvolutionarySearch, SearchState
 from tyr.search.population import PopulationEvaluator
@@ -154,6 +155,9 @@ class Pipeline:
                 objective=search.objective,
                 reference=session.reference(search.objective, search.batch_tokens),
                 batch_tokens=search.batch_tokens,
+                compute_dtype=parse_dtype(
+                    search.compute_dtype, key="search.compute_dtype", auto=session.decoder.dtype
+                ),
             )
             state = search.run(
                 evaluator,

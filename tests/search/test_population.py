@@ -37,6 +37,7 @@ def evaluator(
     *,
     objective: Objective | None = None,
     batch_tokens: int = 8192,
+    compute_dtype: torch.dtype | None = None,
 ) -> PopulationEvaluator:
     chosen = objective or KdLogits()
     blocks = chosen.observed_blocks(decoder.units.num_blocks)
@@ -46,6 +47,7 @@ def evaluator(
         objective=chosen,
         reference=dense_reference(decoder, text, blocks=blocks),
         batch_tokens=batch_tokens,
+        compute_dtype=compute_dtype,
     )
 
 
@@ -158,9 +160,9 @@ def test_each_structure_is_read_and_sliced_once(
         reads.append((sublayer.name, tuple(levels)))
         return read(self, sublayer, levels)
 
-    def counting_slice(self: Sublayer, structure: Any) -> Any:
+    def counting_slice(self: Sublayer, structure: Any, dtype: Any) -> Any:
         slices[self.name] += 1
-        return cut(self, structure)
+        return cut(self, structure, dtype)
 
     monkeypatch.setattr(SupernetStore, "read", counting_read)
     monkeypatch.setattr(Sublayer, "slice", counting_slice)
@@ -293,3 +295,19 @@ def test_evaluation_leaves_the_model_and_the_text_as_they_were(
     assert fast.evaluate(offspring(grid, 4), WHOLE).losses == first
     for name, parameter in decoder.model.named_parameters():
         assert torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_shorter_precision_keeps_the_ranking(
+    decoder: Decoder, store: SupernetStore, grid: LevelGrid, text: Tensor, name: str
+) -> None:
+    objective, _ = OBJECTIVES[name]
+    exact = evaluator(decoder, store, text, objective=objective)
+    short = evaluator(decoder, store, text, objective=objective, compute_dtype=torch.bfloat16)
+    candidates = list(dict.fromkeys(offspring(grid, 40)))
+    wide = torch.tensor(exact.evaluate(candidates, WHOLE).losses)
+    losses = torch.tensor(short.evaluate(candidates, WHOLE).losses)
+    assert not torch.equal(wide, losses), "nothing was computed in bfloat16"
+    assert_close(losses, wide, tolerance=0.02, reason="bfloat16 has eight bits")
+    ranks = torch.stack([wide.argsort().argsort(), losses.argsort().argsort()]).double()
+    assert torch.corrcoef(ranks)[0, 1] > 0.99

@@ -17,6 +17,7 @@ import torch
 
 from tyr.errors import ConfigError
 from tyr.events import GenerationFinished, StageLosses
+from tyr.model.loading import parse_dtype
 from tyr.randomness import derive_generator
 from tyr.search.mutation import Bounds, Levels, donors_by_kind, mutate
 from tyr.search.objective import Objective
@@ -96,6 +97,7 @@ class EvolutionarySearch:
         stages: pairs (tokens, survivors), the last with one survivor.
         max_shifts: most shifts in one mutation (4).
         batch_tokens: most positions in one forward call.
+        compute_dtype: of sublayers and logits while candidates are scored; auto: the model's.
 
     Raises:
         ConfigError: a setting is out of range, or `objective` is a word instead of an object.
@@ -110,6 +112,7 @@ class EvolutionarySearch:
         stages: Sequence[Sequence[int]] = ((2048, 16), (16384, 4), (131072, 1)),
         max_shifts: int = 4,
         batch_tokens: int = 8192,
+        compute_dtype: str = "auto",
     ) -> None:
         if isinstance(objective, str):
             raise ConfigError(
@@ -125,6 +128,8 @@ class EvolutionarySearch:
             )
         self.objective = objective
         self.batch_tokens = batch_tokens
+        parse_dtype(compute_dtype, key="search.compute_dtype", auto=torch.float32)
+        self.compute_dtype = compute_dtype
         self.generations = generations
         self.offspring = offspring
         self.stages = parse_stages(stages, offspring)

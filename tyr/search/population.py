@@ -65,6 +65,8 @@ class PopulationEvaluator:
         objective: what to minimise.
         reference: search text and teacher states.
         batch_tokens: most positions in one forward call.
+        compute_dtype: of sublayers and logits; residual stream, norms and teacher keep the
+            decoder's. Default: all in the decoder's.
     """
 
     def __init__(
@@ -75,12 +77,15 @@ class PopulationEvaluator:
         objective: Objective,
         reference: Reference,
         batch_tokens: int = 8192,
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         self._decoder = decoder
         self._store = store
         self._objective = objective
         self._reference = reference
         self._batch_tokens = batch_tokens
+        self._dtype = compute_dtype or decoder.dtype
+        self._head = decoder.head.to(self._dtype)
         self._observed = set(objective.observed_blocks(decoder.units.num_blocks))
 
     @property
@@ -129,7 +134,7 @@ class PopulationEvaluator:
         levels = sorted({level for _, level in edges})
         structures = self._store.read(sublayer.id, levels)
         for level in levels:
-            sliced = sublayer.slice(structures.pop(level))
+            sliced = sublayer.slice(structures.pop(level), self._dtype)
             chosen = [i for i, (_, edge_level) in enumerate(edges) if edge_level == level]
             inputs = [_present(frontier.hidden[edges[i][0]]) for i in chosen]
             outputs = self._forward(sublayer, inputs, context, sliced)
@@ -168,7 +173,7 @@ class PopulationEvaluator:
 
     def _final_losses(self, frontier: Frontier, reference: Reference) -> list[float]:
         states = [self._decoder.final_norm(_present(state)) for state in frontier.hidden]
-        final = self._objective.final_losses(states, reference, self._decoder.head)
+        final = self._objective.final_losses(states, reference, self._head)
         losses = [path + end for path, end in zip(frontier.losses, final, strict=True)]
         bad = [index for index, loss in enumerate(losses) if not abs(loss) < float("inf")]
         if bad:

@@ -23,6 +23,7 @@ from tyr.errors import StoreError
 from tyr.events import SublayerPruned
 from tyr.model.decoder import Decoder
 from tyr.model.sublayer import Structure, Sublayer
+from tyr.precision import matmul_precision
 from tyr.prune.local import LocalPruner
 from tyr.randomness import derive_generator
 from tyr.sparsity import LevelGrid, UnitCounts
@@ -90,6 +91,7 @@ class SupernetBuilder:
             "pruner": as_record(self._pruner),
             "accumulation": as_record(accumulation),
             "dtype": str(self._decoder.storage_dtype),
+            "matmul_precision": self._settings.matmul_precision,
             "attention_unit": self._decoder.attention_unit,
             "calibration": self._fingerprint,
         }
@@ -122,6 +124,19 @@ class SupernetBuilder:
         """
         if all(sublayer.id in store for sublayer in self._decoder.sublayers):
             return
+        with matmul_precision(self._settings.matmul_precision):
+            self._walk(store, grid, accumulation, label=label, report=report, iteration=iteration)
+
+    def _walk(
+        self,
+        store: SupernetStore,
+        grid: LevelGrid,
+        accumulation: Accumulation,
+        *,
+        label: str,
+        report: Report,
+        iteration: int | None,
+    ) -> None:
         pruned = self._stream()
         dense = self._stream() if self._pruner.target.needs_dense_stream else None
         for sublayer in self._decoder.sublayers:
