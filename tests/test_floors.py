@@ -31,6 +31,7 @@ MODULES = {
     "tyr.losses": 0,
     "tyr.memory": 0,
     "tyr.precision": 0,
+    "tyr.devices": 0,
     "tyr.events": 0,
     "tyr.config": 0,
     "tyr.cost": 0,

@@ -11,7 +11,7 @@ import torch
 
 from tests.cli import run_cli
 from tests.model_zoo import PATTERNS, structures_from, zoo_decoder
-from tyr import latency
+from tyr import devices, latency
 from tyr.export.checkpoint import export_checkpoint
 from tyr.export.shards import stored_shapes
 
@@ -86,10 +86,10 @@ def test_models_that_do_not_fit_are_refused_before_they_are_loaded(
     stored = sum(size for path in models.values() for *_, size in stored_shapes(path))
     words = (*map(str, models.values()), *SHORT)
     monkeypatch.setattr(latency, "load", None)  # nothing is loaded
-    monkeypatch.setattr(latency, "device_bytes", lambda device: stored - 1)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: stored - 1)
     assert latency.main(words) == 2
     assert "GB of memory are needed" in capsys.readouterr().err
-    monkeypatch.setattr(latency, "device_bytes", lambda device: stored)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: stored)
     assert latency.main((*words, "--dtype", "float32")) == 2  # the export is stored in half of it
     assert "choose --dtype bfloat16" in capsys.readouterr().err
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from tests.full_disk import largest_file
 from tyr import events
+from tyr.callbacks.tracking import CsvMetrics
 from tyr.data import StdlibData
-from tyr.errors import ResumeError
+from tyr.errors import ResumeError, StoreError
 from tyr.evaluate.perplexity import PerplexityEvaluator
 from tyr.export.checkpoint import HuggingFaceExport
 from tyr.launch import launch
@@ -219,6 +222,60 @@ def test_a_damaged_search_state_restarts_that_search_only(
     (path / "iteration-1" / "search.json").write_text('{"grid": ')
     assert run(path, method, resume=True) == whole
     assert "search.json is damaged" in caplog.text
+
+
+class Shrink(events.Callback):
+    """From the first report of a kind on, no file may grow beyond so many bytes."""
+
+    def __init__(self, report: type, num_bytes: int, stage: str = "") -> None:
+        self._report, self._bytes, self._stage = report, num_bytes, stage
+
+    def _tick(self, event: object) -> None:
+        if isinstance(event, self._report) and self._stage in ("", getattr(event, "stage", None)):
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self._bytes, hard))
+
+    on_stage_start = on_generation_end = on_evaluation_end = _tick
+
+
+FULL_DISKS = {
+    "search.json": (Shrink(events.GenerationFinished, 64), "cannot write .*search.json: File too"),
+    "metrics.csv": (Shrink(events.GenerationFinished, 0), "cannot write .*metrics.csv: File too"),
+    "evaluation.json": (
+        Shrink(events.StageStarted, 64, "evaluation"),
+        "cannot write .*evaluation.json: File too",
+    ),
+    "export": (
+        Shrink(events.StageStarted, 9000, "export"),
+        "cannot write the pruned model .*too large.*free disk space",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("search.json", "export"),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("metrics.csv", "evaluation.json")
+        ),
+    ],
+)
+def test_a_disk_that_runs_full_is_a_clear_error_and_the_run_continues_to_the_same_result(
+    name: str, run: Runner, tmp_path: Path
+) -> None:
+    shrink, message = FULL_DISKS[name]
+    method, path = make_method(iterations=1), tmp_path / "run"
+    whole = run(tmp_path / "whole", method)
+    metrics = [CsvMetrics()] if name == "metrics.csv" else []
+    no_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    with largest_file(no_limit), pytest.raises(StoreError, match=message):
+        run(path, method, callbacks=events.CallbackList([shrink, *metrics]))
+    assert not list(path.rglob("*.tmp"))
+    assert not (path / "model").exists()
+    assert run(path, method, resume=True, callbacks=events.CallbackList(metrics)) == whole
+    assert tensors_sha(path) == tensors_sha(tmp_path / "whole")
 
 
 def test_another_configuration_is_refused_with_the_keys_that_differ(

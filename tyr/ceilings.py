@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tyr.devices import synchronize
 from tyr.linalg import solve_dtype
 
 REPEATS = 3
@@ -68,7 +69,6 @@ def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
     for _ in range(REPEATS + 1):
         started = time.perf_counter()
         work()
-        if device.type != "cpu":
-            torch.accelerator.synchronize()
+        synchronize(device)
         best = min(best, time.perf_counter() - started)
     return best

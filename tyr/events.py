@@ -60,7 +60,7 @@ class StageFinished:
 
 @dataclass(frozen=True)
 class SublayerPruned:
-    """One sublayer's structures are on disk.
+    """One sublayer's structures are solved; their file is complete or being written.
 
     Args:
         errors: level to relative reconstruction error on the calibration stream (squared error of

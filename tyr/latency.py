@@ -130,6 +130,7 @@ def check_directories(
     """
     from transformers import AutoConfig
 
+    from tyr.devices import free_bytes
     from tyr.evaluate.latency import check_lengths
     from tyr.export import register
     from tyr.export.shards import stored_shapes
@@ -152,20 +153,9 @@ def check_directories(
             needed += size if stored else count * dtype.itemsize
     check_fits(
         needed,
-        device_bytes(device),
+        free_bytes(device),
         what="for the weights of both models; choose --dtype bfloat16 or a larger machine",
     )
-
-
-def device_bytes(device: torch.device) -> int | None:
-    """Memory that is free where models are put, or None if unknown."""
-    from tyr.memory import available_bytes
-
-    if device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info(device)[0])
-    return available_bytes()
 
 
 def load(path: Path, *, device: torch.device, dtype: torch.dtype | str) -> Any:

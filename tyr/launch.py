@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from tyr.ceilings import Ceilings, measure_ceilings
 from tyr.data import SplitSizes, TokenSplits, check_context
+from tyr.devices import device_name
 from tyr.errors import ConfigError
 from tyr.evaluate.perplexity import Evaluator
 from tyr.events import Callback
@@ -169,11 +170,10 @@ def describe_environment(device: torch.device, seed: int) -> dict[str, Any]:
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = "not installed"
-    on_gpu = device.type == "cuda"
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": torch.cuda.get_device_name(device) if on_gpu else platform.processor(),
+        "processor": device_name(device) or platform.processor(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "device": str(device),

@@ -76,7 +76,6 @@ class RunDirectory:
                 )
             self._check_same(written.read_text(encoding="utf-8"), config_yaml)
             return True
-        self.path.mkdir(parents=True, exist_ok=True)
         write_text(written, config_yaml, sync=True)
         return False
 
@@ -116,7 +115,6 @@ class RunDirectory:
     def save_search(self, iteration: int, grid: LevelGrid, state: SearchState) -> None:
         """Replace an iteration's search.json."""
         path = self.path / f"iteration-{iteration}" / "search.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"grid": grid.as_dict(), "state": asdict(state)}, sync=True)
 
     def drop_supernets(self, before: int) -> None:

@@ -237,11 +237,21 @@ def _write_code(decoder: Decoder, directory: Path, config: PretrainedConfig, *, 
     if code:
         source = Path(modeling_tyr.__file__)
         shutil.copyfile(source, directory / source.name)
-    decoder.tokenizer.save_pretrained(directory)
+    _write_tokenizer(decoder, directory)
     generation: Any = getattr(decoder.model, "generation_config", None)
     if generation is not None and _has_generation_file(decoder, generation):
         # Not `save_pretrained`: it refuses settings that published models do have.
         generation.to_json_file(directory / GENERATION)
+
+
+def _write_tokenizer(decoder: Decoder, directory: Path) -> None:
+    try:
+        decoder.tokenizer.save_pretrained(directory)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # The tokenizers library says so of a full disk, and of nothing else while it writes.
+        raise OSError(str(error)) from error
 
 
 def _has_generation_file(decoder: Decoder, generation: Any) -> bool:

@@ -4,7 +4,7 @@ At each sublayer: read its features, solve all levels in one greedy pass, store 
 stream on with the mixed weight of Eq. 7 — attention before the FFN statistics of the same block are
 taken. A sublayer that the store already holds is not solved again, only passed, so an interrupted
 build continues where it stopped and ends with the same bytes: the mixed weight is always formed
-from structures as stored.
+from structures as stored, rounded to storage precision. Files are written behind.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from tyr.sparsity import LevelGrid, UnitCounts
 from tyr.supernet.accumulation import Accumulation
 from tyr.supernet.settings import SupernetSettings
 from tyr.supernet.store import SupernetStore
+from tyr.supernet.write_behind import WriteBehind
 
 Report = Callable[[SublayerPruned], None]
 
@@ -139,19 +140,22 @@ class SupernetBuilder:
     ) -> None:
         pruned = self._stream()
         dense = self._stream() if self._pruner.target.needs_dense_stream else None
-        for sublayer in self._decoder.sublayers:
-            started = time.perf_counter()
-            resumed = sublayer.id in store
-            if not resumed:
-                self._solve(store, sublayer, grid, streams=(pruned, dense), label=label)
-            rng = derive_generator(self._seed, label, "accumulation", sublayer.name)
-            structures = store.read(sublayer.id)
-            pruned.advance(sublayer, accumulation.mix(sublayer, structures, rng=rng))
-            if dense is not None:
-                dense.advance(sublayer, sublayer.output_weight)
-            seconds = time.perf_counter() - started
-            errors = store.errors(sublayer.id)
-            report(SublayerPruned(sublayer.id, seconds, errors, iteration, resumed))
+        with WriteBehind(store) as writer:
+            for sublayer in self._decoder.sublayers:
+                started = time.perf_counter()
+                resumed = sublayer.id in store
+                if resumed:
+                    structures, errors = store.read(sublayer.id), store.errors(sublayer.id)
+                else:
+                    streams = (pruned, dense)
+                    structures, errors = self._solve(sublayer, grid, streams=streams, label=label)
+                    writer.write(sublayer.id, structures, errors)
+                rng = derive_generator(self._seed, label, "accumulation", sublayer.name)
+                pruned.advance(sublayer, accumulation.mix(sublayer, structures, rng=rng))
+                if dense is not None:
+                    dense.advance(sublayer, sublayer.output_weight)
+                seconds = time.perf_counter() - started
+                report(SublayerPruned(sublayer.id, seconds, errors, iteration, resumed))
 
     def _stream(self) -> Stream:
         return Stream(
@@ -163,13 +167,13 @@ class SupernetBuilder:
 
     def _solve(
         self,
-        store: SupernetStore,
         sublayer: Sublayer,
         grid: LevelGrid,
         *,
         streams: tuple[Stream, Stream | None],
         label: str,
-    ) -> None:
+    ) -> tuple[dict[int, Structure], dict[int, float]]:
+        """Structures of every level, as a store would give them back, and their errors."""
         pruned, dense = streams
         others = dense.batches(sublayer) if dense is not None else None
         statistics = collect(pruned.batches(sublayer), others)
@@ -181,8 +185,8 @@ class SupernetBuilder:
             storage_dtype=self._decoder.storage_dtype,
             rng=derive_generator(self._seed, label, "criterion", sublayer.name),
         )
-        structures: dict[int, Structure] = {e: solved[n].structure for e, n in levels.items()}
-        store.write(sublayer.id, structures, {e: solved[n].error for e, n in levels.items()})
+        structures = {level: solved[removed].structure for level, removed in levels.items()}
+        return structures, {level: solved[removed].error for level, removed in levels.items()}
 
 
 def as_record(part: object) -> dict[str, object]:

@@ -1,0 +1,210 @@
+"""SIGKILL at random moments of a small run: each run is continued and must end the same.
+
+    python experiments/reliability/kill_loop.py       (20 kills, about ten minutes on two cores)
+
+One uninterrupted run gives the reference. Then, for every kill, a new run is started, killed at a
+moment drawn uniformly over the time that the reference worked (after its imports, which leave
+nothing on disk), and continued with the same command line and resume=true. Allocation and digests
+of the exported tensors must be the reference's. Writes kill_loop.log beside itself; exit status 1
+when any run ends differently. Imports nothing of tyr: it only sees what a user sees.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+# Two iterations, several generations, re-pruning and export, on a random model of two blocks.
+WORDS = (
+    "model=random",
+    "model.config.hidden_size=64",
+    "model.config.intermediate_size=128",
+    "model.config.num_hidden_layers=2",
+    "model.config.num_attention_heads=8",
+    "iterations=2",
+    "search.generations=4",
+    "search.offspring=12",
+    "search.stages=[[512,4],[2048,1]]",
+    "data.calibration_tokens=8192",
+    "data.evaluation_tokens=4096",
+    "logger=csv",
+    "callbacks=quiet",
+)
+POLL_SECONDS = 0.005
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run ends with.
+
+    Args:
+        allocation: allocation.json, without what is not a result.
+        tensors: SHA-256 of every exported weight file.
+    """
+
+    allocation: str
+    tensors: tuple[str, ...]
+
+
+def result(run_dir: Path) -> Result:
+    """Result of a finished run."""
+    removed = json.loads((run_dir / "allocation.json").read_text())["removed"]
+    files = sorted((run_dir / "model").glob("*.safetensors"))
+    digests = tuple(hashlib.sha256(file.read_bytes()).hexdigest() for file in files)
+    if not digests:
+        raise RuntimeError(f"{run_dir} exported no weights")
+    return Result(json.dumps(removed), digests)
+
+
+def start(run_dir: Path) -> subprocess.Popen[bytes]:
+    """A run in its own process; it continues what is there."""
+    command = [sys.executable, "-m", "tyr.run", *WORDS, f"run_dir={run_dir}", "resume=true"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def until_work_begins(process: subprocess.Popen[bytes], run_dir: Path) -> None:
+    """Wait for the first file of a run."""
+    while not (run_dir / "config.yaml").exists() and process.poll() is None:
+        time.sleep(POLL_SECONDS)
+
+
+def finish(run_dir: Path) -> float:
+    """Run to the end; seconds of work after the imports."""
+    process = start(run_dir)
+    until_work_begins(process, run_dir)
+    began = time.monotonic()
+    _, complaints = process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError(f"{run_dir} ended with {process.returncode}: {complaints.decode()}")
+    return time.monotonic() - began
+
+
+def kill_after(run_dir: Path, seconds: float) -> bool:
+    """Start a run and kill it so long after its work began; False if it had ended by then."""
+    process = start(run_dir)
+    until_work_begins(process, run_dir)
+    time.sleep(seconds)
+    ended = process.poll() is not None
+    process.kill()
+    process.communicate()
+    return not ended
+
+
+def found(run_dir: Path) -> str:
+    """Where a killed run stood, from its files."""
+    if (run_dir / "finished.json").exists():
+        return "finished"
+    if (run_dir / "model").exists():
+        return "export written"
+    if any(run_dir.glob(".model.*")):
+        return "export under way"
+    rows = evaluated(run_dir)
+    for name in ("uniform", "finish"):
+        if (count := sublayers(run_dir / name)) is not None:
+            return f"{name}: {count}/4 sublayers, {rows} models evaluated"
+    for iteration in (1, 0):
+        folder = run_dir / f"iteration-{iteration}"
+        state = folder / "search.json"
+        if state.exists():
+            done = json.loads(state.read_text())["state"]["generation"]
+            return f"search {iteration}: {done}/4 generations"
+        if (count := sublayers(folder / "supernet")) is not None:
+            return f"supernet {iteration}: {count}/4 sublayers"
+    return f"beginning, {rows} models evaluated"
+
+
+def sublayers(folder: Path) -> int | None:
+    """Finished sublayers of a supernet, or None where there is none."""
+    manifest = folder / "manifest.json"
+    return len(json.loads(manifest.read_text())["sublayers"]) if manifest.exists() else None
+
+
+def evaluated(run_dir: Path) -> int:
+    """Models measured so far."""
+    path = run_dir / "evaluation.json"
+    return len(json.loads(path.read_text())) if path.exists() else 0
+
+
+class Log:
+    """Lines for the terminal and the log file.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+
+    def say(self, line: str) -> None:
+        """Print and keep a line."""
+        print(line, flush=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def loop(folder: Path, kills: int, seed: int, log: Log) -> Counter[str]:
+    """Kill and continue `kills` runs; counts of equal and different results."""
+    seconds = finish(folder / "whole")
+    whole = result(folder / "whole")
+    log.say(f"uninterrupted: {seconds:.2f} s of work, allocation {whole.allocation}")
+    log.say(f"  tensors {' '.join(digest[:16] for digest in whole.tensors)}")
+    rng, outcomes = random.Random(seed), Counter[str]()
+    number = 0
+    while sum(outcomes.values()) < kills:
+        number += 1
+        run_dir, moment = folder / f"run-{number}", rng.uniform(0, seconds)
+        if not kill_after(run_dir, moment):
+            log.say(f"{number:3}: killed at {moment:6.2f} s: had ended by then, not counted")
+            continue
+        stood = found(run_dir)
+        finish(run_dir)
+        outcome = "identical" if result(run_dir) == whole else "DIFFERENT"
+        outcomes[outcome] += 1
+        log.say(f"{number:3}: killed at {moment:6.2f} s ({stood}): {outcome}")
+    return outcomes
+
+
+def commit() -> str:
+    """Commit of this checkout."""
+    asked = subprocess.run(
+        ["git", "-C", str(HERE), "rev-parse", "HEAD"], capture_output=True, text=True, check=False
+    )
+    return asked.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    """Kill, continue, compare, log."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, default=HERE / "kill_loop.log")
+    arguments = parser.parse_args()
+    log = Log(arguments.log)
+    log.say(f"python -m tyr.run {' '.join(WORDS)}")
+    log.say(f"commit {commit()}, {os.cpu_count()} cores, seed {arguments.seed}")
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tyr-kill-") as name:
+        outcomes = loop(Path(name), arguments.kills, arguments.seed, log)
+    log.say(
+        f"{outcomes['identical']} of {sum(outcomes.values())} killed runs ended identically "
+        f"({time.monotonic() - started:.0f} s)"
+    )
+    sys.exit(1 if outcomes["DIFFERENT"] else 0)
+
+
+if __name__ == "__main__":
+    main()
