@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tyr.errors import ConfigError, ModelError, TyrError
+from tyr.memory import check_fits, device_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -133,7 +134,6 @@ def check_directories(
     from tyr.evaluate.latency import check_lengths
     from tyr.export import register
     from tyr.export.shards import stored_shapes
-    from tyr.memory import check_fits
 
     register()
     needed = 0
@@ -155,17 +155,6 @@ def check_directories(
         device_bytes(device),
         what="for the weights of both models; choose --dtype bfloat16 or a larger machine",
     )
-
-
-def device_bytes(device: torch.device) -> int | None:
-    """Memory that is free where models are put, or None if unknown."""
-    from tyr.memory import available_bytes
-
-    if device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info(device)[0])
-    return available_bytes()
 
 
 def load(path: Path, *, device: torch.device, dtype: torch.dtype | str) -> Any:
