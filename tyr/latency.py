@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tyr.errors import ConfigError, ModelError, TyrError
+from tyr.memory import check_fits, device_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -134,7 +135,6 @@ def check_directories(
     from tyr.evaluate.latency import check_lengths
     from tyr.export import register
     from tyr.export.shards import stored_shapes
-    from tyr.memory import check_fits
 
     register()
     needed = 0

@@ -27,7 +27,6 @@ from tyr.devices import device_name
 from tyr.errors import ConfigError
 from tyr.evaluate.perplexity import Evaluator
 from tyr.events import Callback
-from tyr.export.stock import StockExport, check_stock
 from tyr.files import write_json
 from tyr.model.architecture import unit_counts
 from tyr.model.loading import ModelSource
@@ -120,8 +119,7 @@ def check_plan(method: Method, source: ModelSource, data: DataSource, *, sparsit
     uniform = uniform_allocation(sparsity, units, method.supernet.layout)
     if method.iterations > 0:
         method.supernet.grid(uniform, units, iteration=0)
-    if isinstance(method.exporter, StockExport):
-        check_stock(config, units, sparsity=sparsity, layout=method.supernet.layout)
+    method.exporter.check(source, units, sparsity=sparsity, layout=method.supernet.layout)
     for note in budget_notes(sparsity, units, uniform):
         logger.warning(note)
     check_context(data.sizes.sequence_length, config.max_position_embeddings)

@@ -176,6 +176,19 @@ def test_each_structure_is_read_and_sliced_once(
     assert slices == {name: len(levels) for name, levels in used.items()}
 
 
+def record_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sequences of every sublayer forward from now on, filled as they run."""
+    sizes: list[int] = []
+    forward = Sublayer.forward
+
+    def recording(self: Sublayer, hidden: Tensor, context: Any, sliced: Any = None) -> Tensor:
+        sizes.append(hidden.shape[0])
+        return forward(self, hidden, context, sliced)
+
+    monkeypatch.setattr(Sublayer, "forward", recording)
+    return sizes
+
+
 def test_states_at_a_level_run_as_one_batch(
     decoder: Decoder,
     store: SupernetStore,
@@ -183,16 +196,9 @@ def test_states_at_a_level_run_as_one_batch(
     text: Tensor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sizes: list[int] = []
-    forward = Sublayer.forward
-
-    def counting(self: Sublayer, hidden: Tensor, context: Any, sliced: Any = None) -> Tensor:
-        sizes.append(hidden.shape[0])
-        return forward(self, hidden, context, sliced)
-
     fast = evaluator(decoder, store, text, batch_tokens=8192)
     narrow = evaluator(decoder, store, text, batch_tokens=2 * 60)
-    monkeypatch.setattr(Sublayer, "forward", counting)
+    sizes = record_batch_sizes(monkeypatch)
     candidates = offspring(grid, 20)
     used = sum(len({levels[place] for levels in candidates}) for place in range(6))
     result = fast.evaluate(candidates, WHOLE)
@@ -210,15 +216,8 @@ def test_a_state_larger_than_a_batch_is_split(
     text: Tensor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sizes: list[int] = []
-    forward = Sublayer.forward
-
-    def counting(self: Sublayer, hidden: Tensor, context: Any, sliced: Any = None) -> Tensor:
-        sizes.append(hidden.shape[0])
-        return forward(self, hidden, context, sliced)
-
     fast = evaluator(decoder, store, text, batch_tokens=2 * 12)
-    monkeypatch.setattr(Sublayer, "forward", counting)
+    sizes = record_batch_sizes(monkeypatch)
     fast.evaluate(offspring(grid, 3), WHOLE)
     assert set(sizes) == {1, 2}
 
