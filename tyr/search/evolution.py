@@ -21,7 +21,7 @@ from tyr.search.ledger import Evaluator, Ledger
 from tyr.search.mutation import Bounds, Levels, donors_by_kind, mutate
 from tyr.search.objective import Objective
 from tyr.search.selection import Sample, draw_sample, parse_stages, sample_key
-from tyr.search.surrogate import Proposal, rank_correlation
+from tyr.search.surrogate import Demand, Proposal, rank_correlation
 from tyr.sparsity import Allocation, LevelGrid
 
 
@@ -221,12 +221,15 @@ class _Generation:
 
     def _propose(self, parent: Levels, bounds: Bounds) -> Proposal:
         rng, search = self._rng, self._search
-        return self._economy.surrogate.propose(
-            lambda: mutate(parent, bounds, rng, max_shifts=search.max_shifts),
-            search.offspring,
+        demand = Demand(
+            parent,
+            bounds,
+            offspring=search.offspring,
             least=search.stages[0].survivors,
             evaluations=(*self._state.evaluations, *self._ledger.evaluations),
-            rng=rng,
+        )
+        return self._economy.surrogate.propose(
+            demand, lambda: mutate(parent, bounds, rng, max_shifts=search.max_shifts), rng=rng
         )
 
     def _pieces(self, index: int) -> tuple[Sample, ...]:

@@ -10,13 +10,13 @@ together with the parent, and the best of them is the start.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from tyr.errors import ConfigError
+from tyr.search.knapsack import best_within, changed_place, farthest, single_changes
 from tyr.search.mutation import Bounds, Levels
 from tyr.search.selection import Sample, best_indices
-from tyr.sparsity import KINDS
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ class DynamicStart:
             increments[place][levels[place]] = loss - losses[0]
         optima = [parent]
         for reach in range(1, 1 + farthest(parent, bounds)):
-            optimum = best_within(increments, parent, reach)
+            optimum = best_within(increments, parent, reach=reach)
             if optimum not in optima:
                 optima.append(optimum)
         checked = evaluate(optima, draw(self.check_stage))
@@ -106,66 +106,3 @@ class DynamicStart:
             "start: %d single changes, loss %.5g -> %.5g", len(singles), checked[0], checked[best]
         )
         return optima[best]
-
-
-def single_changes(parent: Levels, bounds: Bounds) -> list[Levels]:
-    """Every level vector that differs from the parent in one sublayer; they break the budget."""
-    return [
-        (*parent[:place], level, *parent[place + 1 :])
-        for place, (low, high) in enumerate(bounds)
-        for level in range(low, high + 1)
-        if level != parent[place]
-    ]
-
-
-def farthest(parent: Levels, bounds: Bounds) -> int:
-    """Most steps that any sublayer can move from the parent."""
-    return max(max(e - low, high - e) for e, (low, high) in zip(parent, bounds, strict=True))
-
-
-def changed_place(levels: Levels, parent: Levels) -> int:
-    """The first sublayer whose level is not the parent's."""
-    return next(i for i, (a, b) in enumerate(zip(levels, parent, strict=True)) if a != b)
-
-
-def best_within(increments: Sequence[Mapping[int, float]], parent: Levels, reach: int) -> Levels:
-    """The least sum of increments with every level at most `reach` steps from the parent's.
-
-    Args:
-        increments: per sublayer in stream order, level to loss increment; the parent's level is 0.
-        parent: its levels; each kind keeps their sum.
-        reach: most steps from the parent, per sublayer.
-    """
-    found = list(parent)
-    for offset in range(len(KINDS)):
-        places = range(offset, len(parent), len(KINDS))
-        options = [
-            {e: cost for e, cost in increments[i].items() if abs(e - parent[i]) <= reach}
-            for i in places
-        ]
-        chosen = cheapest_levels(options, total=sum(parent[i] for i in places))
-        for place, level in zip(places, chosen, strict=True):
-            found[place] = level
-    return tuple(found)
-
-
-def cheapest_levels(options: Sequence[Mapping[int, float]], *, total: int) -> tuple[int, ...]:
-    """One level per sublayer, adding up to `total`, at the least cost: an exact knapsack.
-
-    Costs are compared as they add up from the first sublayer on; equal ones go to the smaller
-    levels. Time grows with sublayers x distinct sums x levels.
-
-    Args:
-        options: per sublayer, level to cost.
-        total: what the levels must add up to; some choice must.
-    """
-    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}
-    for costs in options:
-        reached: dict[int, tuple[float, tuple[int, ...]]] = {}
-        for at, (cost, chosen) in best.items():
-            for level, increment in costs.items():
-                new = (cost + increment, (*chosen, level))
-                if at + level not in reached or new < reached[at + level]:
-                    reached[at + level] = new
-        best = reached
-    return best[total][1]
