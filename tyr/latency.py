@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tyr.errors import ConfigError, ModelError, TyrError
-from tyr.memory import check_fits, device_bytes
+from tyr.memory import check_fits
 
 if TYPE_CHECKING:
     import torch
