@@ -3,10 +3,12 @@
     python experiments/reliability/kill_loop.py       (20 kills, about ten minutes on two cores)
 
 One uninterrupted run gives the reference. Then, for every kill, a new run is started, killed at a
-moment drawn uniformly over the time that the reference worked (after its imports, which leave
-nothing on disk), and continued with the same command line and resume=true. Allocation and digests
-of the exported tensors must be the reference's. Writes kill_loop.log beside itself; exit status 1
-when any run ends differently. Imports nothing of tyr: it only sees what a user sees.
+random moment, and continued with the same command line and resume=true. The moment is a row of
+metrics.csv, drawn from those of the reference, and a random delay after it of up to twice the mean
+time between rows: seconds alone would cluster wherever a shared machine happens to be slow.
+Allocation and digests of the exported tensors must be the reference's. Writes kill_loop.log beside
+itself; exit status 1 when any run ends differently. Imports nothing of tyr: it only sees what a
+user sees.
 """
 
 from __future__ import annotations
@@ -91,10 +93,18 @@ def finish(run_dir: Path) -> float:
     return time.monotonic() - began
 
 
-def kill_after(run_dir: Path, seconds: float) -> bool:
-    """Start a run and kill it so long after its work began; False if it had ended by then."""
+def rows_of(run_dir: Path) -> int:
+    """Events that a run has put into metrics.csv."""
+    path = run_dir / "metrics.csv"
+    return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
+
+
+def kill_after(run_dir: Path, rows: int, seconds: float) -> bool:
+    """Kill a new run so long after so many events; False if it had ended by then."""
     process = start(run_dir)
     until_work_begins(process, run_dir)
+    while rows_of(run_dir) < rows and process.poll() is None:
+        time.sleep(POLL_SECONDS)
     time.sleep(seconds)
     ended = process.poll() is not None
     process.kill()
@@ -160,21 +170,24 @@ def loop(folder: Path, kills: int, seed: int, log: Log) -> Counter[str]:
     """Kill and continue `kills` runs; counts of equal and different results."""
     seconds = finish(folder / "whole")
     whole = result(folder / "whole")
-    log.say(f"uninterrupted: {seconds:.2f} s of work, allocation {whole.allocation}")
+    rows = rows_of(folder / "whole")
+    log.say(f"uninterrupted: {seconds:.2f} s, {rows} events, allocation {whole.allocation}")
     log.say(f"  tensors {' '.join(digest[:16] for digest in whole.tensors)}")
     rng, outcomes = random.Random(seed), Counter[str]()
     number = 0
     while sum(outcomes.values()) < kills:
         number += 1
-        run_dir, moment = folder / f"run-{number}", rng.uniform(0, seconds)
-        if not kill_after(run_dir, moment):
-            log.say(f"{number:3}: killed at {moment:6.2f} s: had ended by then, not counted")
+        run_dir, row = folder / f"run-{number}", rng.randrange(rows)
+        delay = rng.uniform(0, 2 * seconds / rows)
+        moment = f"{number:3}: killed {delay:.2f} s after event {row:2}"
+        if not kill_after(run_dir, row, delay):
+            log.say(f"{moment}: had ended by then, not counted")
             continue
         stood = found(run_dir)
         finish(run_dir)
         outcome = "identical" if result(run_dir) == whole else "DIFFERENT"
         outcomes[outcome] += 1
-        log.say(f"{number:3}: killed at {moment:6.2f} s ({stood}): {outcome}")
+        log.say(f"{moment} ({stood}): {outcome}")
     return outcomes
 
 
