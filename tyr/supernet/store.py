@@ -193,7 +193,9 @@ class SupernetStore:
                 logger.warning("%s is missing or damaged: %s will be rebuilt", path, name)
                 damaged.append(name)
         if damaged:
-            self._write_manifest({n: entry for n, entry in self._entries.items() if n not in damaged})
+            self._write_manifest(
+                {n: entry for n, entry in self._entries.items() if n not in damaged}
+            )
         return damaged
 
     def delete(self) -> None:
