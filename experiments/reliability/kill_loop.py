@@ -1,12 +1,15 @@
 """SIGKILL at random moments of a small run: each run is continued and must end the same.
 
-    python experiments/reliability/kill_loop.py       (20 kills, about ten minutes on two cores)
+    python experiments/reliability/kill_loop.py       (20 kills, minutes)
 
 One uninterrupted run gives the reference. Then, for every kill, a new run is started, killed at a
-moment drawn uniformly over the time that the reference worked (after its imports, which leave
-nothing on disk), and continued with the same command line and resume=true. Allocation and digests
-of the exported tensors must be the reference's. Writes kill_loop.log beside itself; exit status 1
-when any run ends differently. Imports nothing of tyr: it only sees what a user sees.
+random moment, and continued with the same command line and resume=true. The moment is a row of
+metrics.csv, drawn from those of the reference, and a random delay after it of up to twice the mean
+time between rows: seconds alone would cluster wherever a shared machine happens to be slow.
+Allocation and digests of the exported tensors must be the reference's. Writes kill_loop.log beside
+itself; exit status 1 when any run ends differently. Every run is a process of its own that goes
+through the command line; it is forked from one that has done the imports, which take longer than
+the run.
 """
 
 from __future__ import annotations
@@ -16,13 +19,18 @@ import hashlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+
+import tyr.launch  # noqa: F401  so that no run has to import it
+from tyr.run import main
 
 HERE = Path(__file__).resolve().parent
 
@@ -35,10 +43,10 @@ WORDS = (
     "model.config.num_attention_heads=8",
     "iterations=2",
     "search.generations=4",
-    "search.offspring=12",
-    "search.stages=[[512,4],[2048,1]]",
-    "data.calibration_tokens=8192",
-    "data.evaluation_tokens=4096",
+    "search.offspring=8",
+    "search.stages=[[256,4],[512,1]]",
+    "data.calibration_tokens=4096",
+    "data.evaluation_tokens=2048",
     "logger=csv",
     "callbacks=quiet",
 )
@@ -68,37 +76,81 @@ def result(run_dir: Path) -> Result:
     return Result(json.dumps(removed), digests)
 
 
-def start(run_dir: Path) -> subprocess.Popen[bytes]:
-    """A run in its own process; it continues what is there."""
-    command = [sys.executable, "-m", "tyr.run", *WORDS, f"run_dir={run_dir}", "resume=true"]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+class Run:
+    """A run in a process of its own; it continues what is there.
+
+    Args:
+        run_dir: of the run.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self._complaints = run_dir.with_suffix(".err")
+        self._status: int | None = None
+        self._pid = os.fork()
+        if self._pid == 0:
+            self._child()
+
+    def _child(self) -> None:
+        """Run the command line and leave; never returns."""
+        status = 1
+        try:
+            for descriptor in (1, 2):
+                os.dup2(os.open(self._complaints, os.O_WRONLY | os.O_CREAT, 0o644), descriptor)
+            sys.argv = ["tyr", *WORDS, f"run_dir={self.run_dir}", "resume=true"]
+            main()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        except BaseException:  # noqa: BLE001  nothing above this function can report it
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone."""
+        if self._status is None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            self._status = status if pid else None
+        return self._status is not None
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if not self.ended:
+            os.kill(self._pid, signal.SIGKILL)
+            _, self._status = os.waitpid(self._pid, 0)
+
+    def wait_for_rows(self, rows: int) -> None:
+        """Return once metrics.csv has so many events, or the run has ended."""
+        while rows_of(self.run_dir) < rows and not self.ended:
+            time.sleep(POLL_SECONDS)
+
+    def wait(self) -> None:
+        """Return once the run has ended well.
+
+        Raises:
+            RuntimeError: it ended otherwise.
+        """
+        if not self.ended:
+            _, self._status = os.waitpid(self._pid, 0)
+        if self._status != 0:
+            raise RuntimeError(f"{self.run_dir} failed: {self._complaints.read_text()}")
 
 
-def until_work_begins(process: subprocess.Popen[bytes], run_dir: Path) -> None:
-    """Wait for the first file of a run."""
-    while not (run_dir / "config.yaml").exists() and process.poll() is None:
-        time.sleep(POLL_SECONDS)
+def rows_of(run_dir: Path) -> int:
+    """Events that a run has put into metrics.csv."""
+    path = run_dir / "metrics.csv"
+    return max(0, path.read_bytes().count(b"\n") - 1) if path.exists() else 0
 
 
-def finish(run_dir: Path) -> float:
-    """Run to the end; seconds of work after the imports."""
-    process = start(run_dir)
-    until_work_begins(process, run_dir)
-    began = time.monotonic()
-    _, complaints = process.communicate()
-    if process.returncode != 0:
-        raise RuntimeError(f"{run_dir} ended with {process.returncode}: {complaints.decode()}")
-    return time.monotonic() - began
-
-
-def kill_after(run_dir: Path, seconds: float) -> bool:
-    """Start a run and kill it so long after its work began; False if it had ended by then."""
-    process = start(run_dir)
-    until_work_begins(process, run_dir)
+def kill_after(run_dir: Path, rows: int, seconds: float) -> bool:
+    """Kill a new run so long after so many events; False if it had ended by then."""
+    run = Run(run_dir)
+    run.wait_for_rows(rows)
     time.sleep(seconds)
-    ended = process.poll() is not None
-    process.kill()
-    process.communicate()
+    ended = run.ended
+    run.kill()
     return not ended
 
 
@@ -158,23 +210,28 @@ class Log:
 
 def loop(folder: Path, kills: int, seed: int, log: Log) -> Counter[str]:
     """Kill and continue `kills` runs; counts of equal and different results."""
-    seconds = finish(folder / "whole")
+    started = time.monotonic()
+    Run(folder / "whole").wait()
+    seconds = time.monotonic() - started
     whole = result(folder / "whole")
-    log.say(f"uninterrupted: {seconds:.2f} s of work, allocation {whole.allocation}")
+    rows = rows_of(folder / "whole")
+    log.say(f"uninterrupted: {seconds:.2f} s, {rows} events, allocation {whole.allocation}")
     log.say(f"  tensors {' '.join(digest[:16] for digest in whole.tensors)}")
     rng, outcomes = random.Random(seed), Counter[str]()
     number = 0
     while sum(outcomes.values()) < kills:
         number += 1
-        run_dir, moment = folder / f"run-{number}", rng.uniform(0, seconds)
-        if not kill_after(run_dir, moment):
-            log.say(f"{number:3}: killed at {moment:6.2f} s: had ended by then, not counted")
+        run_dir, row = folder / f"run-{number}", rng.randrange(rows)
+        delay = rng.uniform(0, 2 * seconds / rows)
+        moment = f"{number:3}: killed {delay:.2f} s after event {row:2}"
+        if not kill_after(run_dir, row, delay):
+            log.say(f"{moment}: had ended by then, not counted")
             continue
         stood = found(run_dir)
-        finish(run_dir)
+        Run(run_dir).wait()
         outcome = "identical" if result(run_dir) == whole else "DIFFERENT"
         outcomes[outcome] += 1
-        log.say(f"{number:3}: killed at {moment:6.2f} s ({stood}): {outcome}")
+        log.say(f"{moment} ({stood}): {outcome}")
     return outcomes
 
 
@@ -186,7 +243,7 @@ def commit() -> str:
     return asked.stdout.strip() or "unknown"
 
 
-def main() -> None:
+def kill_and_compare() -> None:
     """Kill, continue, compare, log."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
@@ -207,4 +264,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    kill_and_compare()

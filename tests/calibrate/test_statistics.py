@@ -6,6 +6,7 @@ from torch import Tensor
 
 from tests.tiny import random_matrix
 from tests.tolerance import assert_close
+from tyr.calibrate import statistics
 from tyr.calibrate.statistics import STRIP, collect, gram
 
 Batch = tuple[Tensor, Tensor]
@@ -94,3 +95,15 @@ def test_streams_of_different_length_are_a_fault_of_the_caller() -> None:
 def test_no_batches_are_a_fault_of_the_caller() -> None:
     with pytest.raises(ValueError, match="at least one batch"):
         collect(iter([]), None)
+
+
+def test_a_device_that_sums_both_halves_in_two_orders_gives_a_symmetric_hessian(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lopsided(left: Tensor, right: Tensor) -> Tensor:
+        product = left.float().mT @ right.float()
+        return product * torch.linspace(1, 1 + 1e-6, len(product))[:, None]
+
+    monkeypatch.setattr(statistics, "cross_gram", lopsided)
+    product = gram(random_matrix(6, STRIP + 3).float())
+    assert torch.equal(product, product.mT)

@@ -101,7 +101,7 @@ class SupernetStore:
                 f"cannot write the structures of {sublayer.name} to {path}: {error}; free some "
                 f"space or choose another run_dir, then continue with resume=true"
             ) from error
-        self._list({**self._entries, sublayer.name: entry})
+        self._write_manifest({**self._entries, sublayer.name: entry})
 
     def read(
         self, sublayer: SublayerId, levels: Iterable[int] | None = None
@@ -193,7 +193,9 @@ class SupernetStore:
                 logger.warning("%s is missing or damaged: %s will be rebuilt", path, name)
                 damaged.append(name)
         if damaged:
-            self._list({n: entry for n, entry in self._entries.items() if n not in damaged})
+            self._write_manifest(
+                {n: entry for n, entry in self._entries.items() if n not in damaged}
+            )
         return damaged
 
     def delete(self) -> None:
@@ -214,9 +216,9 @@ class SupernetStore:
                 logger.warning("%s is damaged: this supernet will be rebuilt", manifest)
         if self.directory.exists():
             self.delete()
-        self._list({})
+        self._write_manifest({})
 
-    def _list(self, entries: Mapping[str, dict[str, Any]]) -> None:
+    def _write_manifest(self, entries: Mapping[str, dict[str, Any]]) -> None:
         """Replace the manifest; what it names is in the store."""
         ordered = dict(sorted(entries.items()))  # in stream order, also after a rebuild
         content = {"format": FORMAT, "header": self.header, "sublayers": ordered}
