@@ -99,6 +99,7 @@ def test_a_portable_run_meets_its_rounded_budget_in_blocks_that_engines_hold(
     assert outcome.status == 0, outcome.err
     said, _, run = outcome.out.partition("dense evaluation")
     assert "asks for 72 of 192 ffn units; the nearest budget the layout can meet is 64" in said
+    assert said.splitlines()[0].startswith("tyr: "), "not Hydra's name and the time"
     assert run
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["asked_units"] == {"attn": 2, "ffn": 72}

@@ -215,6 +215,8 @@ class Pipeline:
             "name": f"{session.decoder.name} pruned by {session.sparsity:.3g}",
             "command": provenance.command,
             "results": [_card_row(name, row) for name, row in rows.items()],
+            "data": provenance.config.get("data"),
+            "commit": provenance.environment.get("commit"),
         }
         if session.run_dir.model.exists():
             return  # a finished export has its final name only when it is complete

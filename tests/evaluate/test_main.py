@@ -81,11 +81,12 @@ def test_a_model_alone_has_one_column(
 @pytest.mark.parametrize(
     ("model", "words", "message"),
     [
-        ("./nowhere", "", "nowhere holds no config.json: expected a model directory"),
+        ("./nowhere", "", "nowhere does not exist: expected the directory of an exported"),
+        ("outputs/run/nowhere", "", "outputs/run/nowhere does not exist"),
         ("{pruned}", "--tasks blimpp", "did you mean blimp?"),
         ("{pruned}", "--limit 1", "limit must be at least 2"),
         ("{pruned}", "--metric accuracy", "metric must be acc or acc_norm, got accuracy"),
-        ("{pruned}", "--dense ./nowhere", "./nowhere holds no config.json"),
+        ("{pruned}", "--dense ./nowhere", "nowhere does not exist"),
         ("{pruned}", "--data-dir ./nowhere", "data_dir=nowhere does not exist"),
         ("{pruned}", "--device abacus", "--device abacus cannot be used here"),
     ],

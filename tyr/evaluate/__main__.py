@@ -25,6 +25,7 @@ from tyr.evaluate.scores import CAPTION, average, retained, score_table
 from tyr.events import TaskScore
 from tyr.files import write_json
 from tyr.memory import check_fits, device_bytes
+from tyr.model.directory import check_model_directory
 
 # What transformers raises on files it cannot use.
 UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError)
@@ -95,13 +96,10 @@ def check_model(path: str, device: torch.device) -> None:
     """Refuse what is not a model, or too large, before any weights are read.
 
     Raises:
-        ModelError: a local path without a config.json, or more weights than free memory.
+        ModelError: a local path without a model, or more weights than free memory.
     """
-    local = path.startswith((".", "/", "~")) or Path(path).exists()
-    if local and not (Path(path).expanduser() / "config.json").is_file():
-        raise ModelError(
-            f"{path} holds no config.json: expected a model directory, such as RUN_DIR/model"
-        )
+    if _is_local(path):
+        check_model_directory(Path(path).expanduser())
     try:
         config = AutoConfig.from_pretrained(_expanded(path), trust_remote_code=True)
         with torch.device("meta"):  # shapes without memory
@@ -135,6 +133,12 @@ def load(path: str, device: torch.device) -> tuple[Any, Any]:
     if loading["missing_keys"]:  # transformers would fill them with random numbers
         raise ModelError(f"{path} lacks weights, e.g. {min(loading['missing_keys'])}")
     return model.to(device), tokenizer
+
+
+def _is_local(path: str) -> bool:
+    """Whether this is a path rather than a name on the hub, `owner/model`."""
+    looks = path.startswith((".", "/", "~")) or path.count("/") > 1
+    return looks or Path(path).exists() or ("/" in path and Path(path).parent.is_dir())
 
 
 def _expanded(path: str) -> str:
