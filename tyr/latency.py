@@ -86,8 +86,8 @@ def _engines(
 ) -> list[dict[str, Engine]]:
     from tyr.evaluate.engines import LlamaCppEngine, TorchEngine
     from tyr.evaluate.latency_evaluator import torch_engines
-    from tyr.launch import choose_device
     from tyr.model.loading import parse_dtype
+    from tyr.trainer import choose_device
 
     if all(path.suffix == ".gguf" for path in paths.values()):
         return [{n: LlamaCppEngine(p, threads=given.threads) for n, p in paths.items()}]
