@@ -1,4 +1,4 @@
-"""Runs a function in several processes joined by gloo: forked, so that nothing is imported again."""
+"""Runs a function in several processes joined by gloo; forked, so nothing is imported again."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _report(body: Callable[[], Any], file: Path) -> None:
     torch.set_num_threads(1)
     try:
         result = body()
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - the test looks at it
         traceback.print_exc()
         result = error
     temporary = file.with_suffix(".tmp")

@@ -11,7 +11,7 @@ import torch
 
 from tests.ranks import Gone, joined, results
 from tyr.errors import ProcessError, StoreError
-from tyr.processes import ALONE, ProcessGroup, Processes
+from tyr.processes import ALONE, Processes, ProcessGroup
 
 
 def exchange(processes: Processes) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def test_processes_agree(size: int) -> None:
         assert one["alone"] == ({"from": 0} if rank == 0 else None)
         assert one["called"] == (2 if rank == 0 else 0)
     shares = [one["share"] for one in heard]
-    assert sum(shares, []) == list(range(7))
+    assert [row for share in shares for row in share] == list(range(7))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
