@@ -8,8 +8,6 @@ too. A process that dies stops the run; its own traceback is on the shared stand
 
 from __future__ import annotations
 
-import _thread
-import logging
 import os
 import signal
 import subprocess
@@ -20,8 +18,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from tyr.errors import ProcessError
-
-logger = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "tyr.worker")
 
@@ -103,9 +99,11 @@ class Children:
             if failure is None:
                 continue
             if not self._over.wait(NOTICE_SECONDS):
-                _thread.interrupt_main()
+                # A real signal, which also ends a system call that the main thread waits in.
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             if not self._over.wait(UNWIND_SECONDS):
-                logger.critical("%s", failure)
+                sys.stderr.write(f"tyr: {failure}\n")
+                sys.stderr.flush()
                 for process in self._processes.values():
                     process.kill()
                 os._exit(failure.status)
