@@ -7,7 +7,7 @@ import os
 import pickle
 import tempfile
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -65,21 +65,38 @@ def joined(body: Callable[[ProcessGroup], Any], size: int = 2) -> list[Any]:
 
 def as_torchrun(body: Callable[[], Any], size: int = 2) -> list[Any]:
     """Results of `body` in processes whose environment is that of torchrun."""
-    from lightning.fabric.plugins.environments.lightning import find_free_network_port
-
     shared = {
         "TORCHELASTIC_RUN_ID": "test",
         "WORLD_SIZE": str(size),
         "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(find_free_network_port()),
     }
+    return _launched(body, size, shared, rank=("RANK", "LOCAL_RANK"))
 
-    def run(rank: int) -> Any:
-        os.environ.update(shared, RANK=str(rank), LOCAL_RANK=str(rank))
+
+def as_srun(body: Callable[[], Any], size: int = 2) -> list[Any]:
+    """Results of `body` in processes whose environment is that of srun."""
+    shared = {
+        "SLURM_NTASKS": str(size),
+        "SLURM_NTASKS_PER_NODE": str(size),
+        "SLURM_NNODES": "1",
+        "SLURM_NODEID": "0",
+        "SLURM_JOB_NAME": "tyr",
+    }
+    return _launched(body, size, shared, rank=("SLURM_PROCID", "SLURM_LOCALID"))
+
+
+def _launched(
+    body: Callable[[], Any], size: int, shared: Mapping[str, str], *, rank: Sequence[str]
+) -> list[Any]:
+    from lightning.fabric.plugins.environments.lightning import find_free_network_port
+
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+
+    def run(number: int) -> Any:
+        os.environ.update(shared | meeting, **dict.fromkeys(rank, str(number)))
         return body()
 
-    return fork([lambda rank=rank: run(rank) for rank in range(size)])
+    return fork([lambda number=number: run(number) for number in range(size)])
 
 
 def results(outcomes: Sequence[Any]) -> list[Any]:

@@ -276,6 +276,6 @@ def plain_libraries() -> None:
     """Quiet the progress bars and advice of libraries; tyr's own display replaces them."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    for name in ("lightning.fabric", "lightning_utilities"):
+    for name in ("lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
