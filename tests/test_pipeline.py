@@ -19,7 +19,7 @@ from tyr.data import StdlibData
 from tyr.errors import ResumeError, StoreError
 from tyr.evaluate.perplexity import PerplexityEvaluator
 from tyr.export.checkpoint import HuggingFaceExport
-from tyr.launch import launch
+from tyr.launch import Job, launch
 from tyr.model.loading import PretrainedModel
 from tyr.pipeline import Method
 from tyr.prune.criterion import SecondOrder, Taylor
@@ -31,6 +31,7 @@ from tyr.sparsity import Allocation, unit_budget
 from tyr.supernet.accumulation import ExpectationAccumulation, RandomAccumulation
 from tyr.supernet.finish import FromSupernet, Repruned
 from tyr.supernet.settings import SupernetSettings
+from tyr.trainer import Trainer
 
 BLOCKS, HEADS, NEURONS = 3, 6, 40
 
@@ -117,10 +118,13 @@ def run(source: PretrainedModel) -> Runner:
             source,
             data,
             callbacks=callbacks or events.Callback(),
-            path=path,
-            config={"sparsity": sparsity, "resume": resume, "accelerator": "cpu", "seed": 0},
-            config_yaml=config_yaml,
-            command="python -m tyr.run",
+            trainer=Trainer("cpu"),
+            job=Job(
+                path,
+                {"sparsity": sparsity, "resume": resume, "seed": 0},
+                config_yaml,
+                "python -m tyr.run",
+            ),
         )
 
     return start

@@ -81,7 +81,11 @@ BAD_INPUT = {
     "data.sequence_length=1024": r"exceeds the model's context of 512",
     "data.evaluation_tokens=10": r"evaluation_tokens=10 is less than one window",
     "pruner.damping=-1": r"damping must not be negative",
-    "accelerator=tpu9000": r"accelerator=tpu9000 cannot be used",
+    "trainer.accelerator=tpu9000": r"trainer.accelerator=tpu9000 cannot be used",
+    "trainer.devices=0": r"trainer.devices must be a whole number of at least 1, got 0",
+    "trainer.strategy=fsdp": r"trainer.strategy must be one of auto, ddp",
+    "trainer.num_nodes=2": r"needs MASTER_ADDR, MASTER_PORT and NODE_RANK",
+    "trainer.devices=9 debug=fast": r"9 processes share .* sequences: lower trainer.devices",
     "finish=supernet iterations=0": r"finish=supernet needs iterations",
 }
 

@@ -87,8 +87,8 @@ def _engines(
 ) -> list[dict[str, Engine]]:
     from tyr.evaluate.engines import LlamaCppEngine, TorchEngine
     from tyr.evaluate.latency_evaluator import torch_engines
-    from tyr.launch import choose_device
     from tyr.model.loading import parse_dtype
+    from tyr.trainer import choose_device
 
     files = [path for path in paths.values() if path.suffix == ".gguf"]
     if len(files) == 1:

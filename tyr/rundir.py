@@ -31,8 +31,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Keys that may differ between a run and its continuation: they do not touch its results.
-FREE_KEYS = ("resume", "run_dir", "callbacks", "logger")
+# Keys that may differ between a run and its continuation: they do not touch its results (`trainer`:
+# up to the order of sums).
+FREE_KEYS = ("resume", "run_dir", "callbacks", "logger", "trainer")
 
 
 class RunDirectory:
