@@ -87,7 +87,7 @@ def _engines(
     from tyr.evaluate.engines import LlamaCppEngine, TorchEngine
     from tyr.evaluate.latency_evaluator import torch_engines
     from tyr.launch import choose_device
-    from tyr.model.loading import parse_dtype
+    from tyr.model.source import parse_dtype
 
     if all(path.suffix == ".gguf" for path in paths.values()):
         return [{n: LlamaCppEngine(p, threads=given.threads) for n, p in paths.items()}]

@@ -29,7 +29,7 @@ from tyr.events import Callback
 from tyr.export.stock import StockExport, check_stock
 from tyr.files import write_json
 from tyr.model.architecture import unit_counts
-from tyr.model.loading import ModelSource
+from tyr.model.source import ModelSource
 from tyr.pipeline import Method, Pipeline
 from tyr.planner import Planner, RunPlan, as_content
 from tyr.rundir import RunDirectory
@@ -91,7 +91,9 @@ def launch(
     if not resumed:
         plan, ceilings = make_plan(method, source, data, sparsity=config["sparsity"], device=device)
         write_json(path / PLAN_FILE, as_content(plan, ceilings))
-    decoder = source.load(device=device, attention_unit=method.supernet.attention_unit)
+    decoder = source.load(
+        device=device, attention_unit=method.supernet.attention_unit, scratch=path
+    )
     session = Session(
         decoder,
         splits,
