@@ -28,6 +28,7 @@ from tyr.evaluate.perplexity import Evaluator
 from tyr.events import Callback
 from tyr.export.stock import StockExport, check_stock
 from tyr.files import write_json
+from tyr.footprint import check_memory
 from tyr.model.architecture import unit_counts
 from tyr.model.source import ModelSource
 from tyr.pipeline import Method, Pipeline
@@ -81,6 +82,8 @@ def launch(
     """
     device = choose_device(config["accelerator"])
     check_plan(method, source, data, sparsity=config["sparsity"])
+    plan = plan_run(method, source, data, sparsity=config["sparsity"], device=device)
+    check_memory(plan.weights, [stage.held for stage in plan.stages], source.memory, device)
     splits = data.load(source.tokenizer())
     method.search.check_text(len(splits.search), splits.search.shape[1])
     run_dir = RunDirectory(path)
@@ -89,7 +92,7 @@ def launch(
     environment = describe_environment(device, config["seed"])
     write_json(path / "environment.json", environment)
     if not resumed:
-        plan, ceilings = make_plan(method, source, data, sparsity=config["sparsity"], device=device)
+        ceilings = measure_ceilings(device, source.precisions(device)[1])
         write_json(path / PLAN_FILE, as_content(plan, ceilings))
     decoder = source.load(
         device=device, attention_unit=method.supernet.attention_unit, scratch=path
@@ -137,6 +140,19 @@ def make_plan(
     device: torch.device,
 ) -> tuple[RunPlan, Ceilings]:
     """What a run that passed `check_plan` will cost, and what the device can do."""
+    plan = plan_run(method, source, data, sparsity=sparsity, device=device)
+    return plan, measure_ceilings(device, source.precisions(device)[1])
+
+
+def plan_run(
+    method: Method,
+    source: ModelSource,
+    data: DataSource,
+    *,
+    sparsity: float,
+    device: torch.device,
+) -> RunPlan:
+    """What a run that passed `check_plan` will cost."""
     storage, compute = source.precisions(device)
     planner = Planner(
         method,
@@ -146,7 +162,7 @@ def make_plan(
         storage=storage,
         compute=compute,
     )
-    return planner.plan(), measure_ceilings(device, compute)
+    return planner.plan(source.memory, device)
 
 
 def choose_device(accelerator: str) -> torch.device:
