@@ -14,7 +14,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from transformers import AutoModelForCausalLM
 
 from tests.model_zoo import LENGTH, ZOO, random_tokens, tiny_tokenizer, zoo_decoder
-from tyr.errors import ModelError
+from tyr.errors import ConfigError, ModelError
+from tyr.evaluate.latency_evaluator import LatencyEvaluator
 from tyr.export.tensors import model_size
 from tyr.model.decoder import Decoder
 from tyr.model.loading import PretrainedModel, RandomModel
@@ -229,3 +230,10 @@ def test_on_an_accelerator_offloading_changes_no_number(offload: str, tmp_path: 
         ):
             assert torch.equal(left, right)
     assert streamed.fingerprint == whole.fingerprint
+
+
+def test_speed_is_not_measured_on_a_model_that_is_not_in_memory(tmp_path: Path) -> None:
+    decoder = load(saved("llama", tmp_path), "disk")
+    evaluator = LatencyEvaluator(pytest.fail, inputs=[4], outputs=[2], batches=[1])
+    with pytest.raises(ConfigError, match="use model.offload=none, or export and measure"):
+        evaluator.evaluate(decoder, random_tokens(2, 8), reference=decoder)

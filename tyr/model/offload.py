@@ -72,12 +72,13 @@ class HostWeights:
     """Parameters in host memory, page-locked so that copies to an accelerator need no detour.
 
     Args:
-        tensors: every parameter by name, in compute precision.
+        tensors: every parameter by name, in compute precision; emptied, so that there are never
+            two copies of the model.
         device: computing device, an accelerator.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], *, device: torch.device) -> None:
-        self._tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+    def __init__(self, tensors: State, *, device: torch.device) -> None:
+        self._tensors = {name: tensors.pop(name).pin_memory() for name in list(tensors)}
         self._device = device
 
     def read(self, names: Iterable[str]) -> State:
