@@ -1,6 +1,6 @@
 """Peak memory against depth, with the model in memory and on disk; and a run under a memory cap.
 
-    python experiments/benchmarks/depth_memory.py     (half an hour, one core)
+    python experiments/benchmarks/depth_memory.py     (a quarter of an hour, one core)
 
 Every run is a process of its own: dense evaluation, calibration, supernet, one generation, export,
 of a random model of 8, 32 or 128 blocks of the same width, on few tokens. The cap is RLIMIT_DATA,
@@ -251,11 +251,11 @@ def options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depths", type=int, nargs="+", default=[8, 32, 128])
     for name, default in (
-        *(("hidden", 768), ("ffn", 768), ("heads", 12), ("sequence-length", 128)),
-        *(("calibration-tokens", 1024), ("batch-tokens", 512), ("threads", 1), ("seed", 0)),
+        *(("hidden", 640), ("ffn", 640), ("heads", 10), ("sequence-length", 64)),
+        *(("calibration-tokens", 512), ("batch-tokens", 512), ("threads", 1), ("seed", 0)),
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--cap-bytes", type=int, help="default: half the deepest model's weights")
+    parser.add_argument("--cap-bytes", type=int, help="default: 0.6 of the deepest weights")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     return parser
 
@@ -275,7 +275,7 @@ def main() -> None:
         raise SystemExit(failed[0])
     deepest = {**setting, "blocks": given.depths[-1]}
     weights = runs["disk"][str(given.depths[-1])]["weight_bytes"]
-    cap = given.cap_bytes or int(weights / 2)
+    cap = given.cap_bytes or int(0.6 * weights)
     deepest["cap_bytes"] = cap
     capped = {
         "disk": measure(deepest, blocks=given.depths[-1], offload="disk"),
