@@ -99,7 +99,7 @@ class StatePool:
 class HiddenStates:
     """Batches of hidden states that are read and replaced one at a time.
 
-    A batch on the device is the tensor that was put in; elsewhere it is a copy.
+    What is read is good until the batch is replaced: it may be the very memory that is kept.
 
     Args:
         pool: the budgets.
