@@ -70,6 +70,7 @@ def test_the_same_configuration_continues(run: RunDirectory) -> None:
         {"callbacks": {}},
         {"callbacks": {"progress": {"_target_": "Q", "every": 2}}},
         {"logger": {"wandb": {"_target_": "W"}}},
+        {"model": {**CONFIG["model"], "offload": "disk", "host_state_bytes": 8e9}},
     ],
     ids=str,
 )

@@ -16,7 +16,7 @@ import torch
 
 from tyr.errors import ConfigError
 from tyr.events import GenerationFinished
-from tyr.model.loading import parse_dtype
+from tyr.model.source import parse_dtype
 from tyr.randomness import derive_generator
 from tyr.search.archive import Evaluation
 from tyr.search.economy import Economy

@@ -258,7 +258,7 @@ def supernet_bytes(decoder: Decoder, grid: LevelGrid) -> int:
     """Bytes of all structures of a grid, before any is written (headers excluded)."""
     total = 0
     for sublayer in decoder.sublayers:
-        column = sublayer.unit_size * sublayer.output_weight.shape[0]
+        column = sublayer.unit_size * sublayer.width
         for removed in grid.levels(sublayer.id).values():
             kept = sublayer.num_units - removed
             total += kept * (column * decoder.storage_dtype.itemsize + 4)
