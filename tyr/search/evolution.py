@@ -235,12 +235,13 @@ class _Generation:
     def _pieces(self, index: int) -> tuple[Sample, ...]:
         """Positions of a stage."""
         length, racing = self._evaluator.length, self._economy.racing
+        epoch = self._economy.samples.epoch(self._state.generation)
         stages = self._search.stages[: index + 1]
         return self._economy.samples.draw(
             self._evaluator.num_sequences,
             [racing.extent(stage.num_tokens, length) for stage in stages],
             rng=self._rng,
-            fixed=derive_generator(self._seed, "samples", self._iteration),
+            fixed=derive_generator(self._seed, "samples", self._iteration, epoch),
         )
 
     def _thin(self, candidates: list[Levels], index: int) -> list[Levels]:
