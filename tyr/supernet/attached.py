@@ -15,5 +15,5 @@ class AttachedStore(SupernetStore):
     def _load(self) -> None:
         """Leave the directory as it is."""
 
-    def _write_manifest(self) -> None:
+    def _write_manifest(self, *entries: object) -> None:
         raise RuntimeError(f"{self.directory} belongs to the first process")
