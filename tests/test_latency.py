@@ -71,6 +71,13 @@ def test_a_word_that_cannot_be_is_refused_in_one_line(
     assert told.count("\n") == 1
 
 
+def test_a_directory_beside_a_gguf_file_is_refused(
+    models: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert latency.main((str(models["dense"]), "pruned.gguf", *SHORT)) == 2
+    assert "give two directories, or two .gguf files" in capsys.readouterr().err
+
+
 def test_a_directory_without_a_model_is_refused(
     models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

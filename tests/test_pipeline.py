@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from tests.full_disk import largest_file
+from tests.tiny import HEAD_SIZE, save_random_model
 from tyr import events
 from tyr.callbacks.tracking import CsvMetrics
 from tyr.data import StdlibData
 from tyr.errors import ResumeError, StoreError
 from tyr.evaluate.perplexity import PerplexityEvaluator
 from tyr.export.checkpoint import HuggingFaceExport
-from tyr.launch import launch
-from tyr.model.loading import BUILT_IN, PretrainedModel
+from tyr.launch import Job, launch
+from tyr.model.loading import PretrainedModel
 from tyr.pipeline import Method
 from tyr.prune.criterion import SecondOrder, Taylor
 from tyr.prune.local import LocalPruner
@@ -31,6 +31,7 @@ from tyr.sparsity import Allocation, unit_budget
 from tyr.supernet.accumulation import ExpectationAccumulation, RandomAccumulation
 from tyr.supernet.finish import FromSupernet, Repruned
 from tyr.supernet.settings import SupernetSettings
+from tyr.trainer import Trainer
 
 BLOCKS, HEADS, NEURONS = 3, 6, 40
 
@@ -72,18 +73,7 @@ class StopAt(events.Callback):
 def source(tmp_path_factory: pytest.TempPathFactory) -> PretrainedModel:
     """A three-block random model with six query heads on three KV heads."""
     folder = tmp_path_factory.mktemp("model")
-    config = LlamaConfig(
-        vocab_size=2048,
-        hidden_size=24,
-        intermediate_size=NEURONS,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=3,
-        max_position_embeddings=64,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(BUILT_IN).save_pretrained(folder)
+    save_random_model(folder, blocks=BLOCKS, heads=HEADS, kv_heads=3, neurons=NEURONS, context=64)
     return PretrainedModel(str(folder))
 
 
@@ -128,10 +118,13 @@ def run(source: PretrainedModel) -> Runner:
             source,
             data,
             callbacks=callbacks or events.Callback(),
-            path=path,
-            config={"sparsity": sparsity, "resume": resume, "accelerator": "cpu", "seed": 0},
-            config_yaml=config_yaml,
-            command="python -m tyr.run",
+            trainer=Trainer("cpu"),
+            job=Job(
+                path,
+                {"sparsity": sparsity, "resume": resume, "seed": 0},
+                config_yaml,
+                "python -m tyr.run",
+            ),
         )
 
     return start
@@ -155,12 +148,11 @@ def test_the_export_lost_the_budget_to_the_unit(
     }
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", trust_remote_code=True)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    head_size = 24 // HEADS
     for block in range(BLOCKS):
-        ffn = shapes.get(f"model.layers.{block}.mlp.down_proj.weight", (24, 0))
-        heads = shapes.get(f"model.layers.{block}.self_attn.o_proj.weight", (24, 0))
+        ffn = shapes.get(f"model.layers.{block}.mlp.down_proj.weight", (0, 0))
+        heads = shapes.get(f"model.layers.{block}.self_attn.o_proj.weight", (0, 0))
         assert ffn[1] == NEURONS - allocation.ffn[block]
-        assert heads[1] == (HEADS - allocation.attn[block]) * head_size
+        assert heads[1] == (HEADS - allocation.attn[block]) * HEAD_SIZE
 
 
 def count_reports(run: Runner, path: Path, method: Method) -> int:

@@ -8,10 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.cli import run_cli
-from tyr.model.loading import BUILT_IN
+from tests.tiny import save_random_model
 
 FAST = ("debug=fast", "logger=csv", "callbacks=quiet")
 
@@ -20,18 +19,7 @@ FAST = ("debug=fast", "logger=csv", "callbacks=quiet")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-block random model with six query heads and the built-in tokenizer."""
     folder = tmp_path_factory.mktemp("model")
-    config = LlamaConfig(
-        vocab_size=2048,
-        hidden_size=48,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=3,
-        max_position_embeddings=512,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(BUILT_IN).save_pretrained(folder)
-    return folder
+    return save_random_model(folder, blocks=2, heads=6, kv_heads=3, neurons=64)
 
 
 @pytest.fixture
@@ -93,7 +81,11 @@ BAD_INPUT = {
     "data.sequence_length=1024": r"exceeds the model's context of 512",
     "data.evaluation_tokens=10": r"evaluation_tokens=10 is less than one window",
     "pruner.damping=-1": r"damping must not be negative",
-    "accelerator=tpu9000": r"accelerator=tpu9000 cannot be used",
+    "trainer.accelerator=tpu9000": r"trainer.accelerator=tpu9000 cannot be used",
+    "trainer.devices=0": r"trainer.devices must be a whole number of at least 1, got 0",
+    "trainer.strategy=fsdp": r"trainer.strategy must be one of auto, ddp",
+    "trainer.num_nodes=2": r"needs MASTER_ADDR, MASTER_PORT and NODE_RANK",
+    "trainer.devices=9 debug=fast": r"9 processes share .* sequences: lower trainer.devices",
     "finish=supernet iterations=0": r"finish=supernet needs iterations",
 }
 

@@ -23,7 +23,6 @@ class TyrConfig:
         iterations: rounds of prune-to-supernet and search (paper A.3: 4).
         seed: of everything random.
         resume: continue the run in `run_dir`.
-        accelerator: where to compute, a Lightning Fabric accelerator (auto, cpu, cuda, mps).
         run_dir: where everything is written.
     """
 
@@ -31,7 +30,6 @@ class TyrConfig:
     iterations: int = 4
     seed: int = 0
     resume: bool = False
-    accelerator: str = "auto"
     run_dir: str = "outputs/${model.name}-${sparsity}-${now:%Y-%m-%d_%H-%M-%S}"
     model: Group = MISSING
     data: Group = MISSING
@@ -41,6 +39,7 @@ class TyrConfig:
     finish: Group = MISSING
     evaluator: Group = MISSING
     export: Group = MISSING
+    trainer: Group = MISSING
     callbacks: Group = field(default_factory=dict)
     logger: Group = field(default_factory=dict)
 

@@ -34,3 +34,18 @@ class StoreError(TyrError, OSError):
 
 class ResumeError(TyrError, RuntimeError):
     """A run directory cannot be continued by this configuration."""
+
+
+class ProcessError(TyrError, RuntimeError):
+    """Another process of this run died or failed.
+
+    Args:
+        message: what is known of it.
+        told: whether it said so itself, and so reports the cause.
+        status: exit status that this run should end with.
+    """
+
+    def __init__(self, message: str, *, told: bool = False, status: int = 1) -> None:
+        super().__init__(message)
+        self.told = told
+        self.status = status

@@ -55,7 +55,7 @@ def groups(config_dir: Path) -> dict[str, list[str]]:
 
 def known_keys(config_dir: Path) -> list[str]:
     """Dotted keys that the YAML files define, under the package they go to."""
-    keys = {"sparsity", "iterations", "seed", "resume", "run_dir", "accelerator"}
+    keys = {"sparsity", "iterations", "seed", "resume", "run_dir"}
     for path in config_dir.glob("*/*.yaml"):
         text = path.read_text(encoding="utf-8")
         package = re.search(r"@package ([\w.]+)", text)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tyr.errors import ConfigError, ModelError, TyrError
+from tyr.memory import check_fits
 
 if TYPE_CHECKING:
     import torch
@@ -86,10 +87,16 @@ def _engines(
 ) -> list[dict[str, Engine]]:
     from tyr.evaluate.engines import LlamaCppEngine, TorchEngine
     from tyr.evaluate.latency_evaluator import torch_engines
-    from tyr.launch import choose_device
     from tyr.model.loading import parse_dtype
+    from tyr.trainer import choose_device
 
-    if all(path.suffix == ".gguf" for path in paths.values()):
+    files = [path for path in paths.values() if path.suffix == ".gguf"]
+    if len(files) == 1:
+        raise ConfigError(
+            f"{files[0]} is measured in llama.cpp and the other model in torch, which compares "
+            f"nothing: give two directories, or two .gguf files (python -m tyr.export_gguf)"
+        )
+    if files:
         return [{n: LlamaCppEngine(p, threads=given.threads) for n, p in paths.items()}]
     import torch
 
@@ -134,16 +141,12 @@ def check_directories(
     from tyr.evaluate.latency import check_lengths
     from tyr.export import register
     from tyr.export.shards import stored_shapes
-    from tyr.memory import check_fits
+    from tyr.model.directory import check_model_directory
 
     register()
     needed = 0
     for name, path in paths.items():
-        if not (path / "config.json").is_file():
-            raise ModelError(
-                f"{path} holds no config.json: expected a Hugging Face model directory, or two "
-                f".gguf files"
-            )
+        check_model_directory(path)
         config = AutoConfig.from_pretrained(path)
         check_lengths(config.max_position_embeddings, wanted, name=f"the {name} model")
         for _, shape, size in stored_shapes(path):

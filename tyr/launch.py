@@ -1,7 +1,8 @@
 """From built objects to a running pipeline: every check that needs no weights, then the work.
 
 The order is the point: whatever can be refused is refused before weights are read, and nothing is
-written before it is certain that the run can start. Devices come from Lightning Fabric.
+written before it is certain that the run can start. Of several processes the first one reads the
+text, opens the run directory and writes; devices and processes come from trainer.py.
 """
 
 from __future__ import annotations
@@ -12,30 +13,31 @@ import platform
 import subprocess
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from lightning.fabric import Fabric
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from tyr.ceilings import Ceilings, measure_ceilings
 from tyr.data import SplitSizes, TokenSplits, check_context
 from tyr.devices import device_name
-from tyr.errors import ConfigError
+from tyr.errors import ConfigError, ModelError
 from tyr.evaluate.perplexity import Evaluator
 from tyr.events import Callback
-from tyr.export.stock import StockExport, check_stock
 from tyr.files import write_json
 from tyr.model.architecture import unit_counts
 from tyr.model.loading import ModelSource
 from tyr.pipeline import Method, Pipeline
 from tyr.planner import Planner, RunPlan, as_content
+from tyr.processes import Processes
 from tyr.rundir import RunDirectory
 from tyr.session import Provenance, Session
 from tyr.sparsity import Allocation, budget_notes, uniform_allocation
+from tyr.trainer import Trainer, connect, job_line
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,23 @@ class DataSource(Protocol):
         """Calibration, search and evaluation tokens."""
 
 
+@dataclass(frozen=True)
+class Job:
+    """One run as it was asked for.
+
+    Args:
+        path: run directory.
+        config: resolved configuration.
+        config_yaml: the same as text.
+        command: command line that repeats the run.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    config_yaml: str
+    command: str
+
+
 def launch(
     method: Method,
     evaluator: Evaluator,
@@ -59,10 +78,8 @@ def launch(
     data: DataSource,
     *,
     callbacks: Callback,
-    path: Path,
-    config: Mapping[str, Any],
-    config_yaml: str,
-    command: str,
+    trainer: Trainer,
+    job: Job,
 ) -> Allocation:
     """Check everything, open the run directory, run.
 
@@ -71,42 +88,110 @@ def launch(
         evaluator: measures models.
         source: where the model comes from.
         data: where the text comes from.
-        callbacks: told of every step.
-        path: run directory.
-        config: resolved configuration.
-        config_yaml: the same as text.
-        command: command line that repeats the run.
+        callbacks: told of every step, in the first process.
+        trainer: devices and processes.
+        job: the run as it was asked for.
 
     Raises:
         TyrError: something outside tyr is wrong; no work was done.
     """
-    device = choose_device(config["accelerator"])
-    check_plan(method, source, data, sparsity=config["sparsity"])
+    sparsity = job.config["sparsity"]
+    check_plan(method, source, data, sparsity=sparsity)
+    check_shares(data.sizes, trainer)
+    line = job_line(job.config_yaml, job.path, job.command)
+    with connect(trainer, line) as (device, processes):
+        prepared = processes.broadcast(
+            lambda: prepare(method, source, data, job, device=device, count=processes.size)
+        )
+        decoder = source.load(device=device, attention_unit=method.supernet.attention_unit)
+        check_same_model(decoder.fingerprint, processes)
+        session = Session(
+            decoder,
+            prepared.splits,
+            run_dir=RunDirectory(prepared.path),
+            callbacks=callbacks if processes.first else Callback(),
+            evaluator=evaluator,
+            sparsity=sparsity,
+            layout=method.supernet.layout,
+            processes=processes,
+        )
+        try:
+            return Pipeline(method, session).run(prepared.provenance)
+        except BaseException as error:
+            session.callbacks.on_run_error(error)
+            raise
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the first process found and decided before the work.
+
+    Args:
+        splits: the text.
+        path: run directory.
+        provenance: how the run came about.
+    """
+
+    splits: TokenSplits
+    path: Path
+    provenance: Provenance
+
+
+def prepare(
+    method: Method,
+    source: ModelSource,
+    data: DataSource,
+    job: Job,
+    *,
+    device: torch.device,
+    count: int,
+) -> Prepared:
+    """Read the text and open the run directory.
+
+    Args:
+        method: the parts of the method.
+        source: where the model comes from.
+        data: where the text comes from.
+        job: the run as it was asked for.
+        device: of the first process.
+        count: number of processes.
+
+    Raises:
+        TyrError: the text is too small or changed, or the directory holds another run.
+    """
+    config, path = job.config, job.path
     splits = data.load(source.tokenizer())
     method.search.check_text(len(splits.search), splits.search.shape[1])
     run_dir = RunDirectory(path)
-    resumed = run_dir.start(config_yaml, resume=config["resume"])
+    resumed = run_dir.start(job.config_yaml, resume=config["resume"])
     run_dir.check_inputs(splits.fingerprint)
-    environment = describe_environment(device, config["seed"])
+    environment = describe_environment(device, config["seed"], processes=count)
     write_json(path / "environment.json", environment)
     if not resumed:
         plan, ceilings = make_plan(method, source, data, sparsity=config["sparsity"], device=device)
         write_json(path / PLAN_FILE, as_content(plan, ceilings))
-    decoder = source.load(device=device, attention_unit=method.supernet.attention_unit)
-    session = Session(
-        decoder,
-        splits,
-        run_dir=run_dir,
-        callbacks=callbacks,
-        evaluator=evaluator,
-        sparsity=config["sparsity"],
-        layout=method.supernet.layout,
-    )
-    try:
-        return Pipeline(method, session).run(Provenance(config, command, environment, resumed))
-    except BaseException as error:
-        callbacks.on_run_error(error)
-        raise
+    return Prepared(splits, path, Provenance(config, job.command, environment, resumed))
+
+
+def check_shares(sizes: SplitSizes, trainer: Trainer) -> None:
+    """Raise ConfigError when a process would have no calibration sequence."""
+    sequences = sizes.calibration_tokens // sizes.sequence_length
+    processes = trainer.machines().size
+    if sequences < processes:
+        raise ConfigError(
+            f"{processes} processes share {sequences} calibration sequences: lower trainer.devices "
+            f"or raise data.calibration_tokens"
+        )
+
+
+def check_same_model(fingerprint: str, processes: Processes) -> None:
+    """Raise ModelError when this process loaded other weights than the first one."""
+    first = processes.gather(fingerprint)[0]
+    if fingerprint != first:
+        raise ModelError(
+            "this process and the first one loaded different weights: give every machine the same "
+            "checkpoint"
+        )
 
 
 def check_plan(method: Method, source: ModelSource, data: DataSource, *, sparsity: float) -> None:
@@ -120,8 +205,7 @@ def check_plan(method: Method, source: ModelSource, data: DataSource, *, sparsit
     uniform = uniform_allocation(sparsity, units, method.supernet.layout)
     if method.iterations > 0:
         method.supernet.grid(uniform, units, iteration=0)
-    if isinstance(method.exporter, StockExport):
-        check_stock(config, units, sparsity=sparsity, layout=method.supernet.layout)
+    method.exporter.check(source, units, sparsity=sparsity, layout=method.supernet.layout)
     for note in budget_notes(sparsity, units, uniform):
         logger.warning(note)
     check_context(data.sizes.sequence_length, config.max_position_embeddings)
@@ -148,21 +232,7 @@ def make_plan(
     return planner.plan(), measure_ceilings(device, compute)
 
 
-def choose_device(accelerator: str) -> torch.device:
-    """The device Lightning Fabric picks for an accelerator name.
-
-    Raises:
-        ConfigError: unknown, or not on this machine.
-    """
-    try:
-        return torch.device(Fabric(accelerator=accelerator, devices=1).device)
-    except (ValueError, RuntimeError, ImportError) as error:
-        raise ConfigError(
-            f"accelerator={accelerator} cannot be used here: {str(error).splitlines()[0]}"
-        ) from error
-
-
-def describe_environment(device: torch.device, seed: int) -> dict[str, Any]:
+def describe_environment(device: torch.device, seed: int, *, processes: int = 1) -> dict[str, Any]:
     """Versions, commit, device and seed: what a result depends on beside its configuration."""
     packages: dict[str, str] = {}
     for name in PACKAGES:
@@ -176,6 +246,7 @@ def describe_environment(device: torch.device, seed: int) -> dict[str, Any]:
         "processor": device_name(device) or platform.processor(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "processes": processes,
         "device": str(device),
         "seed": seed,
         "commit": source_commit(),
@@ -203,5 +274,6 @@ def plain_libraries() -> None:
     """Quiet the progress bars and advice of libraries; tyr's own display replaces them."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    logging.getLogger("lightning.fabric").setLevel(logging.ERROR)
+    for name in ("lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")

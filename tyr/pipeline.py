@@ -1,25 +1,31 @@
 """Algorithm 4, Týr-the-Pruner: prune to a supernet, search it, refine the grid, repeat, compress.
 
 Everything it needs arrives as objects, and every step leaves files from which the next start can
-continue. It knows nothing of Hydra, of devices, or of what the callbacks do.
+continue. It knows nothing of Hydra, of devices, or of what the callbacks do. Of several processes
+all take every step; the first one alone looks at files, writes them, and tells the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 from tyr.errors import ConfigError
 from tyr.events import EvaluationRow, GenerationFinished, SearchFinished
 from tyr.export.checkpoint import ExportedModel
+from tyr.layout import Layout
 from tyr.model.decoder import Decoder
+from tyr.model.loading import ModelSource, parse_dtype
 from tyr.prune.local import LocalPruner
 from tyr.search.evolution import EvolutionarySearch, SearchState
+from tyr.search.ledger import Evaluator
 from tyr.search.population import PopulationEvaluator
+from tyr.search.sharded import ShardedEvaluator
 from tyr.session import Provenance, Session
-from tyr.sparsity import Allocation, LevelGrid
+from tyr.sparsity import Allocation, LevelGrid, UnitCounts
 from tyr.supernet.builder import SupernetBuilder
 from tyr.supernet.finish import BuiltSupernet, Finish, Found, Reader, prune_along, single_level_grid
 from tyr.supernet.settings import SupernetSettings
@@ -27,6 +33,21 @@ from tyr.supernet.settings import SupernetSettings
 
 class Exporter(Protocol):
     """Writes the pruned model where others can load it."""
+
+    def check(
+        self, source: ModelSource, units: UnitCounts, *, sparsity: float, layout: Layout
+    ) -> None:
+        """Refuse, before any work, what could not be written at the end of it.
+
+        Args:
+            source: the dense model, of which no weight is read.
+            units: that exist.
+            sparsity: fraction to remove; reachable under the layout.
+            layout: what every block must keep.
+
+        Raises:
+            TyrError: no export can come of this run.
+        """
 
     def export(
         self, decoder: Decoder, read: Reader, directory: Path, provenance: Mapping[str, object]
@@ -81,13 +102,14 @@ class Pipeline:
             seed=method.seed,
             settings=method.supernet,
             fingerprint=session.splits.fingerprint,
+            processes=session.processes,
         )
 
     def run(self, provenance: Provenance) -> Allocation:
         """From the dense model to the exported one; a finished run is only reported again."""
-        session = self.session
+        session, processes = self.session, self.session.processes
         session.report_start(provenance, self.method.iterations)
-        allocation = session.run_dir.finished_allocation()
+        allocation = processes.broadcast(session.run_dir.finished_allocation)
         if allocation is None:
             with session.stage("dense", steps=1):
                 session.evaluate("dense", lambda: None)
@@ -98,9 +120,10 @@ class Pipeline:
                 session.evaluate("tyr", lambda: final)
                 self.evaluate_others(allocation, supernet)
             with session.stage("export", steps=1):
-                self.export(final, allocation, provenance)
-            session.run_dir.finish(allocation, keep=self.method.supernet.keep)
-        session.report_end(allocation)
+                processes.alone(partial(self.export, final, allocation, provenance))
+            keep = self.method.supernet.keep
+            processes.alone(partial(session.run_dir.finish, allocation, keep=keep))
+        processes.alone(partial(session.report_end, allocation))
         return allocation
 
     def prune_and_search(self) -> tuple[Allocation, BuiltSupernet | None]:
@@ -109,7 +132,9 @@ class Pipeline:
         generations = self.method.search.generations
         for iteration in range(self.method.iterations):
             grid = self.method.supernet.grid(allocation, self.builder.units, iteration)
-            state = self.session.run_dir.search_state(iteration, grid)
+            state = self.session.processes.broadcast(
+                partial(self.session.run_dir.search_state, iteration, grid)
+            )
             last = iteration == self.method.iterations - 1
             if state.generation < generations or last:
                 supernet = self.prune_to_supernet(iteration, grid)
@@ -134,7 +159,7 @@ class Pipeline:
                 iteration=iteration,
             )
         if self.method.supernet.keep != "all":
-            session.run_dir.drop_supernets(before=iteration)
+            session.processes.alone(partial(session.run_dir.drop_supernets, before=iteration))
         return BuiltSupernet(store, grid)
 
     def search(self, iteration: int, supernet: BuiltSupernet, state: SearchState) -> SearchState:
@@ -143,20 +168,13 @@ class Pipeline:
 
         def finished(state: SearchState, event: GenerationFinished) -> None:
             session.callbacks.on_generation_end(event)
-            session.run_dir.save_search(iteration, grid, state)
+            session.processes.alone(lambda: session.run_dir.save_search(iteration, grid, state))
 
         if state.generation >= search.generations:
             return state
         with session.stage("search", search.generations - state.generation, iteration):
-            evaluator = PopulationEvaluator(
-                session.decoder,
-                supernet.store,
-                objective=search.objective,
-                reference=session.reference(search.objective, search.batch_tokens),
-                batch_tokens=search.batch_tokens,
-            )
             state = search.run(
-                evaluator,
+                self.evaluator(supernet),
                 grid,
                 state=state,
                 seed=self.method.seed,
@@ -166,6 +184,24 @@ class Pipeline:
         allocation = grid.allocation(state.parent)
         session.callbacks.on_search_end(SearchFinished(iteration, allocation, state.loss))
         return state
+
+    def evaluator(self, supernet: BuiltSupernet) -> Evaluator:
+        """Scores level vectors, with all processes."""
+        session, search = self.session, self.method.search
+        local = PopulationEvaluator(
+            session.decoder,
+            supernet.store,
+            objective=search.objective,
+            reference=session.reference(search.objective, search.batch_tokens),
+            batch_tokens=search.batch_tokens,
+            compute_dtype=parse_dtype(
+                search.compute_dtype, key="search.compute_dtype", auto=session.decoder.dtype
+            ),
+        )
+        if session.processes.size == 1:
+            return local
+        averages = search.objective.averages_sequences
+        return ShardedEvaluator(local, session.processes, by_sequence=averages)
 
     def assemble(
         self, finish: Finish, allocation: Allocation, supernet: BuiltSupernet | None
@@ -195,6 +231,8 @@ class Pipeline:
             "name": f"{session.decoder.name} pruned by {session.sparsity:.3g}",
             "command": provenance.command,
             "results": [_card_row(name, row) for name, row in rows.items()],
+            "data": provenance.config.get("data"),
+            "commit": provenance.environment.get("commit"),
         }
         if session.run_dir.model.exists():
             return  # a finished export has its final name only when it is complete

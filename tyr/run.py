@@ -4,18 +4,21 @@ The composition root: the only module that knows Hydra. It composes the configur
 object, checks all that can be checked before any work, and hands over to the pipeline. Heavy
 libraries are imported only once the configuration is valid.
 
-Exit status: 0 on success, 2 with one paragraph on bad input, 1 with a traceback on a fault of tyr.
+Exit status: 0 on success, 2 with one paragraph on bad input, 1 with a traceback on a fault of tyr,
+and of several processes that of the one that failed.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -25,8 +28,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tyr.config import TyrConfig, register_resolvers
-from tyr.errors import ConfigError, TyrError
+from tyr.errors import ConfigError, ProcessError, TyrError
 from tyr.hints import explain
+from tyr.spawn import announced_rank
 
 if TYPE_CHECKING:
     from tyr.events import CallbackList
@@ -105,16 +109,28 @@ def run_directory(config: DictConfig, overrides: list[str]) -> Path:
 
 
 def execute(config: DictConfig) -> None:
-    """One run, from a composed configuration."""
+    """One run, from a configuration that Hydra composed."""
+    overrides = list(HydraConfig.get().overrides.task)
+    start(config, path=run_directory(config, overrides), command=command_line(overrides))
+
+
+def start(config: DictConfig, *, path: Path, command: str) -> None:
+    """One run, or this process's part of one.
+
+    Args:
+        config: composed configuration.
+        path: run directory.
+        command: command line that repeats the run.
+    """
+    trainer = build(config.trainer, "trainer")
     method = build_method(config)
     evaluator = build(config.evaluator, "evaluator")
     source = build(config.model, "model")
     data = build(config.data, "data")
 
-    from tyr.launch import launch, plain_libraries
+    from tyr.launch import Job, launch, plain_libraries
 
     plain_libraries()
-    overrides = list(HydraConfig.get().overrides.task)
     resolved: Mapping[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     launch(
         method,
@@ -122,24 +138,35 @@ def execute(config: DictConfig) -> None:
         source,
         data,
         callbacks=build_callbacks(config),
-        path=run_directory(config, overrides),
-        config=resolved,
-        config_yaml=OmegaConf.to_yaml(config, resolve=True),
-        command=command_line(overrides),
+        trainer=trainer,
+        job=Job(path, resolved, OmegaConf.to_yaml(config, resolve=True), command),
     )
+
+
+def join(line: str) -> None:
+    """This process's part of a run that another process started (`tyr/worker.py`).
+
+    Args:
+        line: the job as `tyr.trainer.job_line` wrote it.
+    """
+    job = json.loads(line)
+    config = OmegaConf.create(job["config"])
+    start(cast(DictConfig, config), path=Path(job["path"]), command=job["command"])
 
 
 def show_plan(config: DictConfig) -> None:
     """Print what a run of this configuration would cost."""
+    trainer = build(config.trainer, "trainer")
     method = build_method(config)
     source = build(config.model, "model")
     data = build(config.data, "data")
 
-    from tyr.launch import check_plan, choose_device, make_plan, plain_libraries
+    from tyr.launch import check_plan, make_plan, plain_libraries
     from tyr.plan_table import show
+    from tyr.trainer import choose_device
 
     plain_libraries()
-    device = choose_device(config.accelerator)
+    device = choose_device(trainer.accelerator, key="trainer.accelerator")
     check_plan(method, source, data, sparsity=config.sparsity)
     plan, ceilings = make_plan(method, source, data, sparsity=config.sparsity, device=device)
     show(plan, ceilings, device=device)
@@ -169,24 +196,33 @@ def guarded(work: Callable[[DictConfig], None], config: DictConfig) -> None:
     except USER_ERRORS as error:
         refuse(error)
     finally:
-        if output.is_dir() and not any(output.iterdir()):
-            output.rmdir()  # Hydra made it before anything was checked
+        with suppress(OSError):  # Hydra made it before anything was checked; it goes if it is empty
+            output.rmdir()
 
 
 def refuse(error: BaseException) -> NoReturn:
-    """Say what is wrong in one paragraph and exit with 2.
+    """Say what is wrong in one paragraph and exit with 2, or another process's status.
 
     Leaving by SystemExit keeps Hydra from adding lines of its own.
     """
-    print(f"tyr: {explain(error, CONFIG_DIR)}", file=sys.stderr)
-    sys.exit(2)
+    lost = error if isinstance(error, ProcessError) else None
+    if lost is None or not lost.told:  # else the process that failed says why
+        print(f"{prefix()}: {explain(error, CONFIG_DIR)}", file=sys.stderr)
+    sys.exit(lost.status if lost else 2)
+
+
+def prefix() -> str:
+    """`tyr`, and which process speaks if it is not the first."""
+    rank = announced_rank()
+    return f"tyr (process {rank})" if rank else "tyr"
 
 
 def main(entry: Callable[[], None] = task) -> None:
     """Console entry with the exit statuses of the module docstring."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors to us instead of printing and exiting 1
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("tyr").setLevel(logging.WARNING)  # Hydra opens the root logger to INFO
+    level = logging.ERROR if announced_rank() else logging.WARNING  # said once is enough
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s")
+    logging.getLogger("tyr").setLevel(level)  # Hydra opens the root logger to INFO
     try:
         entry()
     except USER_ERRORS as error:
@@ -194,6 +230,10 @@ def main(entry: Callable[[], None] = task) -> None:
     except KeyboardInterrupt:
         print("tyr: interrupted; continue with the same command and resume=true", file=sys.stderr)
         sys.exit(130)
+    except Exception:
+        if announced_rank():
+            print(f"{prefix()} failed:", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

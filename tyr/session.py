@@ -18,6 +18,7 @@ from tyr.export.tensors import model_size
 from tyr.layout import FREE, Layout
 from tyr.memory import peak_rss_bytes
 from tyr.model.decoder import Decoder, PrunedDecoder
+from tyr.processes import ALONE, Processes
 from tyr.rundir import RunDirectory
 from tyr.search.objective import Objective, Reference, dense_reference
 from tyr.sparsity import Allocation, uniform_allocation
@@ -52,6 +53,7 @@ class Session:
         evaluator: measures models.
         sparsity: fraction to remove; decides the uniform allocation and thereby the budget.
         layout: what every block must keep.
+        processes: who share the work.
     """
 
     def __init__(
@@ -64,8 +66,10 @@ class Session:
         evaluator: Evaluator,
         sparsity: float,
         layout: Layout = FREE,
+        processes: Processes = ALONE,
     ) -> None:
         self.decoder = decoder
+        self.processes = processes
         self.splits = splits
         self.run_dir = run_dir
         self.callbacks = callbacks
@@ -91,15 +95,23 @@ class Session:
     def evaluate(self, name: str, make: Callable[[], Reader | None]) -> events.EvaluationRow:
         """Measure a model, unless that was done before the run was interrupted.
 
+        All processes make it, the first one measures it: a few forward passes over the evaluation
+        text are little beside the search, and speed or lm-eval's tasks cannot be shared.
+
         Args:
             name: row of the final table.
             make: gives the reader of its structures, or None for the dense model.
         """
-        row = self.run_dir.evaluations().get(name)
+        row = self.processes.broadcast(lambda: self.run_dir.evaluations().get(name))
         if row is None:
-            row = self._measure(make())
-            self.run_dir.save_evaluation(name, row)
+            read = make()
+            row = self.processes.broadcast(lambda: self._measure_and_save(name, read))
         self.callbacks.on_evaluation_end(events.EvaluationFinished(name, row))
+        return row
+
+    def _measure_and_save(self, name: str, read: Reader | None) -> events.EvaluationRow:
+        row = self._measure(read)
+        self.run_dir.save_evaluation(name, row)
         return row
 
     def _measure(self, read: Reader | None) -> events.EvaluationRow:

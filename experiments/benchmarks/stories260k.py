@@ -27,7 +27,7 @@ from tyr.data import SplitSizes, TokenSplits
 from tyr.evaluate.perplexity import PerplexityEvaluator
 from tyr.events import Callback
 from tyr.export.checkpoint import NoExport
-from tyr.launch import launch, plain_libraries
+from tyr.launch import Job, launch, plain_libraries
 from tyr.model.loading import PretrainedModel
 from tyr.pipeline import Method
 from tyr.prune.criterion import SecondOrder, Taylor
@@ -45,6 +45,7 @@ from tyr.supernet.accumulation import (
 )
 from tyr.supernet.finish import Finish, FromSupernet, Repruned
 from tyr.supernet.settings import SupernetSettings
+from tyr.trainer import Trainer
 
 RESULTS = Path(__file__).parent / "results"
 MODES: dict[str, type[Accumulation]] = {
@@ -147,10 +148,13 @@ class Bench:
                 self.source,
                 Story(self.text, self.scale.sizes, deal=seed),
                 callbacks=Callback(),
-                path=Path(folder) / "run",
-                config={"sparsity": 0.5, "resume": False, "accelerator": "cpu", "seed": seed},
-                config_yaml="{}",
-                command="",
+                trainer=Trainer("cpu"),
+                job=Job(
+                    Path(folder) / "run",
+                    {"sparsity": 0.5, "resume": False, "seed": seed},
+                    config_yaml="{}",
+                    command="",
+                ),
             )
             rows = json.loads((Path(folder) / "run" / "evaluation.json").read_text())
         return {

@@ -13,7 +13,8 @@ from tests.tolerance import FLOAT32, assert_close
 from tyr.errors import ConfigError
 from tyr.events import GenerationFinished
 from tyr.model.decoder import Decoder
-from tyr.search.evolution import Evaluator, EvolutionarySearch, Ledger, SearchState
+from tyr.search.evolution import EvolutionarySearch, SearchState
+from tyr.search.ledger import Evaluator, Ledger
 from tyr.search.mutation import Levels
 from tyr.search.objective import KdHidden, KdLogits, Perplexity, dense_reference
 from tyr.search.population import PopulationEvaluator, PopulationLosses
@@ -280,6 +281,7 @@ def test_the_ledger_counts_nothing_before_it_is_used() -> None:
         ({"offspring": 0}, "offspring >= 1"),
         ({"max_shifts": 0}, "max_shifts >= 1"),
         ({"batch_tokens": 0}, "search.batch_tokens must be at least 1, got 0"),
+        ({"compute_dtype": "fp8"}, "search.compute_dtype must be auto or one of .* got 'fp8'"),
         ({"stages": [[10, 17], [20, 1]]}, "17 survivors out of 16"),
     ],
 )

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tyr.model.decoder import Decoder
+from tyr.processes import ALONE, Processes
 from tyr.prune.criterion import Taylor
 from tyr.prune.local import LocalPruner
 from tyr.prune.target import SelfTarget
@@ -39,6 +40,7 @@ class Build:
         accumulation: Accumulation | None = None,
         seed: int = 0,
         fingerprint: str = "",
+        processes: Processes = ALONE,
         **settings: Any,
     ) -> None:
         self.directory = directory
@@ -51,6 +53,7 @@ class Build:
             seed=seed,
             settings=self.settings,
             fingerprint=fingerprint,
+            processes=processes,
         )
         units = decoder.units
         self.grid: LevelGrid = self.settings.grid(uniform_allocation(0.5, units), units, 0)

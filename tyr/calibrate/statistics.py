@@ -9,13 +9,14 @@ run is bit-identical.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from tyr.devices import wide_mm
 from tyr.linalg import solve_dtype
+from tyr.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,14 @@ def collect(
     if hessian is None:
         raise ValueError("statistics need at least one batch")
     return Statistics(hessian, cross, residual, num_tokens)
+
+
+def add_up(statistics: Statistics, processes: Processes) -> Statistics:
+    """The statistics of all processes' sequences, of each process's own; sums in place."""
+    for moment in (statistics.hessian, statistics.cross, statistics.residual):
+        if moment is not None:
+            processes.add_up(moment)
+    return replace(statistics, num_tokens=sum(processes.gather(statistics.num_tokens)))
 
 
 def _add(total: Tensor | None, part: Tensor) -> Tensor:

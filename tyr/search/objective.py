@@ -44,6 +44,7 @@ class Objective(Protocol):
     """Scores candidates from their hidden states; lower is better."""
 
     min_positions: int  # of a sequence, for the loss to be defined
+    averages_sequences: bool  # whether the loss is the mean of its values on single sequences
 
     def observed_blocks(self, num_blocks: int) -> tuple[int, ...]:
         """Blocks whose output `path_loss` wants to see."""
@@ -93,6 +94,7 @@ class KdLogits:
     """KL(dense ‖ sparse) on the logits: the paper's default (Section 3.3, "logits-only")."""
 
     min_positions = 1
+    averages_sequences = True
 
     def observed_blocks(self, num_blocks: int) -> tuple[int, ...]:
         """None."""
@@ -121,6 +123,7 @@ class KdHidden:
     """
 
     min_positions = 1
+    averages_sequences = False  # a ratio of sums
 
     def __init__(self, alpha: float = 1.0, beta: float = 1.0) -> None:
         if min(alpha, beta) < 0 or alpha + beta == 0:
@@ -152,6 +155,7 @@ class Perplexity:
     """Next-token loss on the search text (Table 5's single-task direction); exp of it is ppl."""
 
     min_positions = 2
+    averages_sequences = True
 
     def observed_blocks(self, num_blocks: int) -> tuple[int, ...]:
         """None."""

@@ -5,6 +5,10 @@ stream on with the mixed weight of Eq. 7 — attention before the FFN statistics
 taken. A sublayer that the store already holds is not solved again, only passed, so an interrupted
 build continues where it stopped and ends with the same bytes: the mixed weight is always formed
 from structures as stored, rounded to storage precision. Files are written behind.
+
+Several processes share the calibration sequences. Statistics are summed over all; the first process
+alone solves, stores and mixes, and sends the mixed weight to the others. Solving is under one
+percent of the work, so sharing it would gain less than moving structures about would cost.
 """
 
 from __future__ import annotations
@@ -12,30 +16,48 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tyr.calibrate.statistics import collect
+from tyr.calibrate.statistics import Statistics, add_up, collect
 from tyr.calibrate.stream import Stream
 from tyr.errors import StoreError
 from tyr.events import SublayerPruned
 from tyr.model.decoder import Decoder
 from tyr.model.sublayer import Structure, Sublayer
+from tyr.precision import matmul_precision
+from tyr.processes import ALONE, Processes
 from tyr.prune.local import LocalPruner
 from tyr.randomness import derive_generator
 from tyr.sparsity import LevelGrid, UnitCounts
 from tyr.supernet.accumulation import Accumulation
+from tyr.supernet.attached import AttachedStore
 from tyr.supernet.settings import SupernetSettings
 from tyr.supernet.store import SupernetStore
 from tyr.supernet.write_behind import WriteBehind
 
 Report = Callable[[SublayerPruned], None]
 
+# Batches per process from which one batch more or less is no burden.
+EVEN = 8
+
 
 def silent(event: SublayerPruned) -> None:
     """A report that nobody reads."""
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """One build: where structures go, and what decides them."""
+
+    store: SupernetStore
+    writer: WriteBehind
+    grid: LevelGrid
+    accumulation: Accumulation
+    label: str
 
 
 class SupernetBuilder:
@@ -48,6 +70,7 @@ class SupernetBuilder:
         seed: of the run.
         settings: batch sizes.
         fingerprint: of the calibration text, recorded beside the structures.
+        processes: who share the work.
     """
 
     def __init__(
@@ -59,10 +82,12 @@ class SupernetBuilder:
         seed: int,
         settings: SupernetSettings,
         fingerprint: str = "",
+        processes: Processes = ALONE,
     ) -> None:
         self._decoder = decoder
         self._fingerprint = fingerprint
-        self._tokens = tokens
+        self._processes = processes
+        self._tokens = shard(tokens, settings.batch_tokens, processes)
         self._pruner = pruner
         self._seed = seed
         self._settings = settings
@@ -76,6 +101,8 @@ class SupernetBuilder:
         self, directory: Path, grid: LevelGrid, *, label: str, accumulation: Accumulation
     ) -> SupernetStore:
         """The store of a build, after a check of its files and of the disk's free space.
+
+        Only the first process's can be written.
 
         Its header holds all that the structures depend on, so those of another model, text or
         setting are never taken for these.
@@ -91,14 +118,19 @@ class SupernetBuilder:
             "pruner": as_record(self._pruner),
             "accumulation": as_record(accumulation),
             "dtype": str(self._decoder.storage_dtype),
+            "matmul_precision": self._settings.matmul_precision,
             "attention_unit": self._decoder.attention_unit,
             "calibration": self._fingerprint,
         }
-        store = SupernetStore(directory, header)
-        store.forget_damaged()
-        needed = supernet_bytes(self._decoder, grid) - store.bytes_on_disk
-        check_disk(needed, directory)
-        return store
+
+        def opened() -> SupernetStore:
+            store = SupernetStore(directory, header)
+            store.forget_damaged()
+            needed = supernet_bytes(self._decoder, grid) - store.bytes_on_disk
+            check_disk(needed, directory)
+            return store
+
+        return self._processes.alone(opened) or AttachedStore(directory, header)
 
     @torch.no_grad()
     def build(
@@ -114,33 +146,32 @@ class SupernetBuilder:
         """Fill the store with every level of every sublayer.
 
         Args:
-            store: where to; sublayers it holds are kept.
+            store: where to; sublayers it holds are kept. Complete and on disk when this returns.
             grid: levels.
             accumulation: what the stream moves on with.
             label: names the randomness of this build.
-            report: called after each sublayer.
+            report: called after each sublayer, in the first process.
             iteration: for the report.
         """
-        if all(sublayer.id in store for sublayer in self._decoder.sublayers):
+        sublayers, processes = self._decoder.sublayers, self._processes
+        stored = processes.broadcast(lambda: [sublayer.id in store for sublayer in sublayers])
+        if all(stored):
             return
-        pruned = self._stream()
-        dense = self._stream() if self._pruner.target.needs_dense_stream else None
-        with WriteBehind(store) as writer:
-            for sublayer in self._decoder.sublayers:
+        with matmul_precision(self._settings.matmul_precision), WriteBehind(store) as writer:
+            walk = _Walk(store, writer, grid, accumulation, label)
+            pruned = self._stream()
+            dense = self._stream() if self._pruner.target.needs_dense_stream else None
+            for sublayer, resumed in zip(sublayers, stored, strict=True):
                 started = time.perf_counter()
-                resumed = sublayer.id in store
-                if resumed:
-                    structures, errors = store.read(sublayer.id), store.errors(sublayer.id)
-                else:
-                    streams = (pruned, dense)
-                    structures, errors = self._solve(sublayer, grid, streams=streams, label=label)
-                    writer.write(sublayer.id, structures, errors)
-                rng = derive_generator(self._seed, label, "accumulation", sublayer.name)
-                pruned.advance(sublayer, accumulation.mix(sublayer, structures, rng=rng))
+                statistics = None if resumed else self._statistics(sublayer, pruned, dense)
+                weight, errors = self._passing_weight(sublayer, statistics, walk)
+                pruned.advance(sublayer, weight)
                 if dense is not None:
                     dense.advance(sublayer, sublayer.output_weight)
-                seconds = time.perf_counter() - started
-                report(SublayerPruned(sublayer.id, seconds, errors, iteration, resumed))
+                if processes.first:
+                    seconds = time.perf_counter() - started
+                    report(SublayerPruned(sublayer.id, seconds, errors, iteration, resumed))
+        processes.barrier()
 
     def _stream(self) -> Stream:
         return Stream(
@@ -150,28 +181,68 @@ class SupernetBuilder:
             feature_bytes=self._settings.feature_bytes,
         )
 
+    def _statistics(self, sublayer: Sublayer, pruned: Stream, dense: Stream | None) -> Statistics:
+        """Moments over the calibration sequences of all processes."""
+        others = dense.batches(sublayer) if dense is not None else None
+        return add_up(collect(pruned.batches(sublayer), others), self._processes)
+
+    def _passing_weight(
+        self, sublayer: Sublayer, statistics: Statistics | None, walk: _Walk
+    ) -> tuple[Tensor, dict[int, float]]:
+        """What the stream passes with, (C, d_in), the same in every process, and the errors.
+
+        The first process makes it from what is stored; with `statistics`, it solves and stores
+        first. Only it knows the errors.
+        """
+
+        def mixed() -> tuple[Tensor, dict[int, float]]:
+            structures, errors = self._structures(sublayer, statistics, walk)
+            rng = derive_generator(self._seed, walk.label, "accumulation", sublayer.name)
+            return walk.accumulation.mix(sublayer, structures, rng=rng), errors
+
+        made = self._processes.alone(mixed)
+        weight, errors = made or (torch.empty_like(sublayer.output_weight), {})
+        self._processes.copy_from_first(weight)
+        return weight, errors
+
+    def _structures(
+        self, sublayer: Sublayer, statistics: Statistics | None, walk: _Walk
+    ) -> tuple[dict[int, Structure], dict[int, float]]:
+        """Structures of every level and their errors: as stored, or solved and on their way."""
+        if statistics is None:
+            return walk.store.read(sublayer.id), walk.store.errors(sublayer.id)
+        structures, errors = self._solve(sublayer, statistics, walk)
+        walk.writer.write(sublayer.id, structures, errors)
+        return structures, errors
+
     def _solve(
-        self,
-        sublayer: Sublayer,
-        grid: LevelGrid,
-        *,
-        streams: tuple[Stream, Stream | None],
-        label: str,
+        self, sublayer: Sublayer, statistics: Statistics, walk: _Walk
     ) -> tuple[dict[int, Structure], dict[int, float]]:
         """Structures of every level, as a store would give them back, and their errors."""
-        pruned, dense = streams
-        others = dense.batches(sublayer) if dense is not None else None
-        statistics = collect(pruned.batches(sublayer), others)
-        levels = grid.levels(sublayer.id)
+        levels = walk.grid.levels(sublayer.id)
         solved = self._pruner.prune(
             sublayer,
             statistics,
             list(levels.values()),
             storage_dtype=self._decoder.storage_dtype,
-            rng=derive_generator(self._seed, label, "criterion", sublayer.name),
+            rng=derive_generator(self._seed, walk.label, "criterion", sublayer.name),
         )
         structures = {level: solved[removed].structure for level, removed in levels.items()}
         return structures, {level: solved[removed].error for level, removed in levels.items()}
+
+
+def shard(tokens: Tensor, batch_tokens: int, processes: Processes) -> Tensor:
+    """This process's calibration sequences: (N, T) -> (n, T).
+
+    Whole batches where that shares the work evenly: their float32 products are then those of a
+    single process, and only the float64 sums come in another order.
+    """
+    sequences = max(1, batch_tokens // tokens.shape[1])
+    batches = tokens.split(sequences)
+    if len(batches) % processes.size and len(batches) < EVEN * processes.size:
+        return processes.share(tokens)
+    mine = processes.share(torch.arange(len(batches))).tolist()
+    return torch.cat([batches[index] for index in mine])
 
 
 def as_record(part: object) -> dict[str, object]:

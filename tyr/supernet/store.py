@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -137,7 +137,7 @@ class SupernetStore:
 
     def read_ahead(
         self, requests: Iterable[Request], *, pin: bool = False
-    ) -> Iterator[dict[int, Structure]]:
+    ) -> Generator[dict[int, Structure], None, None]:
         """`read` each request in order, the next one on another thread meanwhile.
 
         `read` maps files, so the disk is waited for where a weight is first used; here every weight

@@ -1,0 +1,96 @@
+"""Sweeps through Hydra's launchers: joblib for real, Slurm up to the script that it is handed.
+
+`sbatch` is replaced by a program that keeps the script and refuses it, so no cluster is needed.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = (sys.executable, "-m", "tyr.run", "-m")
+INSTALL = "pip install tyr-pruner[sweep]"
+
+
+def environment(*folders: Path) -> dict[str, str]:
+    """This checkout, and folders that come first in PATH."""
+    root = str(Path(__file__).parents[1])
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([root, os.environ.get("PYTHONPATH", "")]),
+        "PATH": os.pathsep.join([*map(str, folders), os.environ["PATH"]]),
+    }
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Path:
+    """A folder with the programs of a Slurm login node."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    programs = {"sbatch": f"cp $1 {tmp_path}/script; exit 1", "srun": "exit 1"}
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def script(cluster: Path, *words: str) -> str:
+    """What sbatch was given."""
+    command = [*RUN, "launcher=submitit", f"run_dir={cluster.parent / 'sweep'}", *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(cluster))
+    assert done.returncode != 0, "nothing was submitted"
+    written = cluster.parent / "script"
+    assert written.exists(), done.stderr
+    return written.read_text()
+
+
+def test_a_sweep_on_slurm_is_an_array_with_a_task_for_each_device(cluster: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason=INSTALL)
+    text = script(
+        cluster,
+        *("sparsity=0.25,0.5,0.75", "trainer.devices=2", "trainer.num_nodes=3"),
+        *("hydra.launcher.partition=large", "hydra.launcher.mem_gb=64"),
+    )
+    lines = text.splitlines()
+    for line in (
+        "--array=0-2%3",
+        "--nodes=3",
+        "--ntasks-per-node=2",
+        "--gpus-per-node=2",
+        "--cpus-per-task=8",
+        "--time=1440",
+        "--mem=64GB",
+        "--partition=large",
+        "--job-name=tyr-tiny",
+    ):
+        assert f"#SBATCH {line}" in lines, text
+    [command] = [line for line in lines if line.startswith("srun ")]
+    assert "submitit.core._submit" in command
+    assert f"{cluster.parent}/sweep/.submitit" in command
+
+
+@pytest.mark.slow
+def test_a_sweep_without_gpus_asks_for_none(cluster: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason=INSTALL)
+    text = script(cluster, "seed=0,1", "hydra.launcher.gpus_per_node=null")
+    assert "--gpus" not in text
+    assert "#SBATCH --ntasks-per-node=1" in text.splitlines()
+
+
+@pytest.mark.slow
+def test_joblib_runs_jobs_side_by_side(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason=INSTALL)
+    words = ("launcher=joblib", "debug=fast", "callbacks=quiet", "logger=csv", "iterations=0")
+    done = subprocess.run(
+        [*RUN, *words, f"run_dir={tmp_path}", "seed=0,1"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("*/finished.json"))) == 2
