@@ -114,22 +114,18 @@ class Feed:
 
     def __init__(self, store: SupernetStore, waiting: Waiting, *, ahead: bool) -> None:
         self._store, self._waiting, self._ahead = store, waiting, ahead
-        self._coming: Iterator[dict[int, Structure]] = iter(())
-
-    def begin(self, requests: list[Request]) -> None:
-        """What the evaluator is going to ask for, in order."""
-        if self._ahead:
-            self._coming = self._store.read_ahead(requests)
-        else:  # each from a reader of its own, which has nothing to read ahead
-            self._coming = (next(self._store.read_ahead([request])) for request in requests)
-
-    def read(self, sublayer: SublayerId, levels: object = None) -> dict[int, Structure]:
-        """The next request's structures."""
-        with self._waiting():
-            return next(self._coming)
 
     def read_ahead(
-        self, requests: Iterable[Request], **more: object
+        self, requests: Iterable[Request], *, pin: bool = False
     ) -> Iterator[dict[int, Structure]]:
-        """The same, for an evaluator that asks for all at once."""
-        return (self.read(sublayer, levels) for sublayer, levels in requests)
+        """See `SupernetStore.read_ahead`."""
+        if self._ahead:
+            coming = self._store.read_ahead(requests, pin=pin)
+        else:  # each from a reader of its own, which has nothing to read ahead
+            coming = (next(self._store.read_ahead([one], pin=pin)) for one in requests)
+        while True:
+            with self._waiting():
+                structures = next(coming, None)
+            if structures is None:
+                return
+            yield structures

@@ -26,35 +26,14 @@ from setting import Setting, add_options
 from side import LABEL, Workload
 from slow_disk import AtOnce, Behind, Disk, Feed, Waiting
 
-from tyr.model.decoder import Decoder
 from tyr.search.evolution import EvolutionarySearch, SearchState
-from tyr.search.mutation import Levels
 from tyr.search.objective import KdLogits, dense_reference
-from tyr.search.population import PopulationEvaluator, PopulationLosses
-from tyr.search.selection import Sample
+from tyr.search.population import PopulationEvaluator
 from tyr.supernet import builder as builder_module
 
 HERE = Path(__file__).resolve().parent
 NAME = "supernet_io"
 GOAL = 0.05
-
-
-class FedEvaluator(PopulationEvaluator):
-    """Tells its feed beforehand what it will read."""
-
-    def __init__(self, decoder: Decoder, feed: Feed, **settings: Any) -> None:
-        super().__init__(decoder, feed, **settings)  # type: ignore[arg-type]
-        self._feed = feed
-
-    def evaluate(self, candidates: list[Levels], sample: Sample) -> PopulationLosses:  # type: ignore[override]
-        """As `PopulationEvaluator.evaluate`."""
-        self._feed.begin(
-            [
-                (sublayer.id, sorted({levels[sublayer.id.index] for levels in candidates}))
-                for sublayer in self._decoder.sublayers
-            ]
-        )
-        return super().evaluate(candidates, sample)
 
 
 class Bench:
@@ -100,9 +79,9 @@ class Bench:
         setting, waiting = self._setting, Waiting()
         feed = Feed(Disk(self._folder / name, {"name": name}, rate), waiting, ahead=ahead)
         objective = KdLogits()
-        evaluator = FedEvaluator(
+        evaluator = PopulationEvaluator(
             self._decoder,
-            feed,
+            feed,  # type: ignore[arg-type]
             objective=objective,
             reference=self._reference,
             batch_tokens=setting.batch_tokens,
@@ -117,7 +96,7 @@ class Bench:
         stages: list[Any] = []
         started = time.perf_counter()
         search.run(
-            evaluator,  # type: ignore[arg-type]
+            evaluator,
             self._grid,
             state=SearchState(0, (0,) * len(self._decoder.sublayers)),
             seed=setting.seed,
