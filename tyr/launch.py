@@ -82,10 +82,10 @@ def launch(
     """
     device = choose_device(config["accelerator"])
     check_plan(method, source, data, sparsity=config["sparsity"])
-    plan = plan_run(method, source, data, sparsity=config["sparsity"], device=device)
-    check_memory(plan.weights, [stage.held for stage in plan.stages], source.memory, device)
     splits = data.load(source.tokenizer())
     method.search.check_text(len(splits.search), splits.search.shape[1])
+    plan = plan_run(method, source, data, sparsity=config["sparsity"], device=device)
+    check_memory(plan.weights, [stage.held for stage in plan.stages], source.memory, device)
     run_dir = RunDirectory(path)
     resumed = run_dir.start(config_yaml, resume=config["resume"])
     run_dir.check_inputs(splits.fingerprint)
