@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,7 @@ def test_the_smallest_budget_passes_and_a_byte_less_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "rss_bytes", lambda: 1000)
+    monkeypatch.setattr(module, "SLACK", 0)
     for settings in (memory("none"), memory("disk", 40, 25)):
         least = smallest_budget(footprint(WEIGHTS, STAGES, settings, CPU), CPU)
         fits, small = (
@@ -82,21 +84,36 @@ def test_what_is_free_is_the_budget_unless_one_is_given(monkeypatch: pytest.Monk
 def test_the_refusal_says_what_other_settings_would_need(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "rss_bytes", lambda: 0)
     monkeypatch.setattr(module, "LIBRARIES", 0)
+    monkeypatch.setattr(module, "SLACK", 0)
     with pytest.raises(ConfigError) as refused:
         check_memory(WEIGHTS, STAGES, MemorySettings(memory_budget=1), CPU)
     assert "needs 1,330" in str(refused.value)
     assert "with model.offload=disk, 235" in str(refused.value)
-    assert "model.host_state_bytes=0 as well, 170" in str(refused.value)
+    assert "model.host_state_bytes=0, 170" in str(refused.value)
+
+
+class Loaded(Exception):
+    """The run came as far as reading weights."""
 
 
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tyr.model.loading.PretrainedModel.load", pytest.fail)
-    outcome = run_cli(capsys, f"run_dir={tmp_path}/run", "model.memory_budget=1e8")
+    def load(*_: object, **__: object) -> None:
+        raise Loaded
+
+    monkeypatch.setattr("tyr.model.loading.PretrainedModel.load", load)
+    words = f"run_dir={tmp_path}/run", "callbacks=none", "logger=none"
+    outcome = run_cli(capsys, *words, "model.memory_budget=1e8")
     assert outcome.status == 2
-    assert "the smallest model.memory_budget that works" in outcome.err
+    said = re.search(r"needs ([\d,]+): the smallest model.memory_budget that works", outcome.err)
+    assert said, outcome.err
     assert not (tmp_path / "run").exists()
-    outcome = run_cli(capsys, f"run_dir={tmp_path}/run", "model.offload=gpu")
+    with pytest.raises(Loaded):
+        run_cli(capsys, *words, f"model.memory_budget={said[1].replace(',', '')}")
+
+
+def test_an_unknown_way_to_offload_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run_cli(capsys, "model.offload=gpu")
     assert outcome.status == 2
     assert "model.offload must be one of none, cpu, disk" in outcome.err

@@ -77,7 +77,7 @@ BAD_INPUT = {
     "search.stages=[[10000000,1]]": r"too little text|search text has",
     "search.stages=[512,8]": r"must be pairs \[tokens, survivors\]",
     "search.stages=[[1,1]] objective=perplexity": r"needs sequences of at least 2 tokens",
-    "data.calibration_tokens=20000000": r"too little text",
+    "data.calibration_tokens=900000000": r"too little text",
     "data.sequence_length=1024": r"exceeds the model's context of 512",
     "data.evaluation_tokens=10": r"evaluation_tokens=10 is less than one window",
     "pruner.damping=-1": r"damping must not be negative",

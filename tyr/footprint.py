@@ -25,6 +25,7 @@ SOLVE_BYTES = 8  # float64 on CPU; on accelerators factorisations take 4, which 
 RESIDENT_BLOCKS = 2  # the one at work and the one that is read ahead
 EVALUATION_BATCH = 8192  # positions; evaluators say it themselves only when they run
 LIBRARIES = 150e6  # bytes that imports still to come and the allocator take, measured
+SLACK = 20_000_000  # added to what a message recommends: the next process is not quite this size
 
 
 @dataclass(frozen=True)
@@ -129,8 +130,9 @@ def check_memory(
     if given is not None and least > given:
         whose = "the system has" if memory.memory_budget is None else "model.memory_budget is"
         raise ConfigError(
-            f"{whose} {given:,.0f} bytes on {device}, but this run needs {least:,}: the smallest "
-            f"model.memory_budget that works{_alternatives(weights, stages, memory, device)}"
+            f"{whose} {given:,.0f} bytes on {device}, but this run needs {least + SLACK:,}: the "
+            f"smallest model.memory_budget that works"
+            f"{_alternatives(weights, stages, memory, device)}"
         )
     beside = available_bytes()
     if device.type != "cpu" and beside is not None and needed.host > beside:
@@ -156,12 +158,13 @@ def _alternatives(
     """What other settings would need, for the message."""
     streamed = replace(memory, offload="disk")
     filed = replace(streamed, device_state_bytes=0, host_state_bytes=0)
-    words = "model.offload=disk", "model.device_state_bytes=0 model.host_state_bytes=0 as well"
+    word = "model.offload=disk"
+    words = word, f"{word} model.device_state_bytes=0 model.host_state_bytes=0"
     shown, before = "", smallest_budget(footprint(weights, stages, memory, device), device)
     for settings, word in zip((streamed, filed), words, strict=True):
         least = smallest_budget(footprint(weights, stages, settings, device), device)
         if least < before:
-            shown += f"; with {word}, {least:,}"
+            shown += f"; with {word}, {least + SLACK:,}"
             before = least
     return shown or "; lower data.calibration_tokens, supernet.feature_bytes or batch_tokens"
 

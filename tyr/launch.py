@@ -163,10 +163,10 @@ def prepare(
         TyrError: the text is too small or changed, or the directory holds another run.
     """
     config, path = job.config, job.path
-    plan = plan_run(method, source, data, sparsity=config["sparsity"], device=device)
-    check_memory(plan.weights, [stage.held for stage in plan.stages], source.memory, device)
     splits = data.load(source.tokenizer())
     method.search.check_text(len(splits.search), splits.search.shape[1])
+    plan = plan_run(method, source, data, sparsity=config["sparsity"], device=device)
+    check_memory(plan.weights, [stage.held for stage in plan.stages], source.memory, device)
     run_dir = RunDirectory(path)
     resumed = run_dir.start(job.config_yaml, resume=config["resume"])
     run_dir.check_inputs(splits.fingerprint)

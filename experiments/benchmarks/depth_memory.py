@@ -30,6 +30,7 @@ from report import Goal, describe_run, table, verdicts, write_results
 
 NAME = "depth_memory"
 MODES = ("none", "disk")
+OWN_OPTIONS = ("depths", "cap_bytes", "earlier", "output")  # of the parent, not of a run
 INSIST = 1e15  # a memory budget that nothing exceeds: the run is tried, not refused
 
 Answer = dict[str, Any]
@@ -225,7 +226,8 @@ def markdown(content: dict[str, Any]) -> list[str]:
     lines = ["## Depth", "", *table([*header, "none: s", "disk: s"], rows), ""]
     lines += [
         "The resident set includes the interpreter and its libraries. Other processes shared the "
-        "machine, so the seconds are upper bounds.",
+        "machine, so the seconds are upper bounds. The runs of this table were made on commit: "
+        f"{content['runs_commit']}.",
         "",
         f"## Cap: RLIMIT_DATA of {mib(figures['cap_bytes'])} MiB, deepest model",
         "",
@@ -256,20 +258,31 @@ def options() -> argparse.ArgumentParser:
     ):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--cap-bytes", type=int, help="default: 0.6 of the deepest weights")
+    parser.add_argument("--earlier", type=Path, help="results to take the runs without cap from")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results")
     return parser
+
+
+def depth_runs(
+    setting: dict[str, Any], depths: list[int], earlier: Path | None
+) -> tuple[dict[str, dict[str, Answer]], str]:
+    """Every depth in both modes, or those of an earlier result; and the commit they ran on."""
+    if earlier is not None:
+        content = json.loads(earlier.read_text(encoding="utf-8"))
+        return content["runs"], content["environment"]["commit"]
+    runs = {
+        mode: {str(d): measure(setting, blocks=d, offload=mode) for d in depths} for mode in MODES
+    }
+    return runs, "this one"
 
 
 def main() -> None:
     """Measure, compare, write."""
     given = options().parse_args()
-    setting = {k: v for k, v in vars(given).items() if k not in ("depths", "cap_bytes", "output")}
+    setting = {k: v for k, v in vars(given).items() if k not in OWN_OPTIONS}
     setting |= {"cap_bytes": 0, "insist": False}
     started = time.perf_counter()
-    runs = {
-        mode: {str(d): measure(setting, blocks=d, offload=mode) for d in given.depths}
-        for mode in MODES
-    }
+    runs, commit = depth_runs(setting, given.depths, given.earlier)
     failed = [run["error"] for mode in MODES for run in runs[mode].values() if run["status"]]
     if failed:
         raise SystemExit(failed[0])
@@ -286,6 +299,7 @@ def main() -> None:
         **describe_run(given.threads, given.seed),
         "setting": {"depths": given.depths, **setting, "cap_bytes": cap},
         "runs": runs,
+        "runs_commit": commit,
         "capped": capped,
         "figures": summarise(runs, capped, cap),
         "seconds": time.perf_counter() - started,

@@ -8,21 +8,20 @@ there are is not decided here.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from tyr.errors import ConfigError
+from tyr.errors import ConfigError, ModelError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 COPY_BYTES = 1 << 24
+MOST_HEADER_BYTES = 100_000_000  # of the format
 
 
 def check_shard_bytes(max_shard_bytes: int) -> int:
@@ -104,14 +103,27 @@ class ShardWriter:
 
 
 def stored_shapes(directory: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
-    """Name, shape and size in bytes of every tensor in a checkpoint, from the headers alone."""
+    """Name, shape and size in bytes of every tensor in a checkpoint, from the headers alone.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
     for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as handle:
-            names: Any = handle.keys()
-            for name in names:
-                view = handle.get_slice(name)
-                shape = tuple(view.get_shape())
-                yield name, shape, math.prod(shape) * _ITEM_BYTES[view.get_dtype()]
+        for name, entry in _header(file).items():
+            start, end = entry["data_offsets"]
+            yield name, tuple(entry["shape"]), end - start
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """Entry of every tensor. `safe_open` would map the file whole, which limits count as memory."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        try:
+            entries: dict[str, Any] = json.loads(stream.read(min(size, MOST_HEADER_BYTES)))
+        except ValueError as error:
+            raise ModelError(f"{file} is damaged: it does not begin with a header") from error
+    entries.pop("__metadata__", None)
+    return entries
 
 
 _DTYPES = {
@@ -120,4 +132,3 @@ _DTYPES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
 }
-_ITEM_BYTES = {name: dtype.itemsize for dtype, name in _DTYPES.items()}
