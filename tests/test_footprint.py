@@ -72,12 +72,12 @@ def test_the_smallest_budget_passes_and_a_byte_less_does_not(
 
 
 def test_what_is_free_is_the_budget_unless_one_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "available_bytes", lambda: 10)
+    monkeypatch.setattr(module, "free_bytes", lambda device: 10)
     with pytest.raises(ConfigError, match="the system has .* bytes on cpu, but this run needs"):
         check_memory(WEIGHTS, STAGES, memory("none"), CPU)
     generous = MemorySettings(memory_budget=10**12)
     check_memory(WEIGHTS, STAGES, generous, CPU)
-    monkeypatch.setattr(module, "available_bytes", lambda: None)
+    monkeypatch.setattr(module, "free_bytes", lambda device: None)
     check_memory(WEIGHTS, STAGES, memory("none"), CPU)
 
 

@@ -22,7 +22,7 @@ from tests.tiny import random_matrix, random_tokens, tiny_decoder
 from tests.tolerance import assert_close, relative_error
 from tyr.calibrate.statistics import Statistics, gram
 from tyr.linalg import cholesky
-from tyr.model.decoder import Decoder
+from tyr.model.decoder import Decoder, PrunedDecoder
 from tyr.model.sublayer import Structure
 from tyr.search.mutation import mutate
 from tyr.search.objective import KdLogits, dense_reference
@@ -62,8 +62,7 @@ def test_a_sliced_model_is_the_masked_one(
 ) -> None:
     decoder, tokens = decoder_on(device, dtype=dtype), random_tokens(3, 16)
     structures = every_second_unit(decoder)
-    sliced = [sublayer.slice(structures[sublayer.id]) for sublayer in decoder.sublayers]
-    hidden = decoder.stream(tokens, sliced)
+    hidden = PrunedDecoder(decoder, structures.__getitem__).final_hidden(tokens)
     assert hidden.device.type == device.type
     logits = hidden @ decoder.head.mT
     masked = masked_model(decoder, structures)(tokens.to(device)).logits

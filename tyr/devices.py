@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -85,6 +86,17 @@ def widens_products(device: torch.device, dtype: torch.dtype) -> bool:
         logger.info("%s: no float32 products of %s (%s)", device, dtype, str(error).split("\n")[0])
         return False
     return product.dtype == torch.float32 and bool((product == 16).all())
+
+
+def side_stream(device: torch.device) -> Any:
+    """A stream for copies beside the products, or None where the device has no streams."""
+    make = None if device.type == "cpu" else getattr(_backend(device), "Stream", None)
+    return None if make is None else make(device)
+
+
+def running_on(stream: Any, device: torch.device) -> AbstractContextManager[Any]:
+    """Queue work of the `with` block on a stream of the device."""
+    return cast("AbstractContextManager[Any]", _backend(device).stream(stream))
 
 
 def _backend(device: torch.device) -> Any:
