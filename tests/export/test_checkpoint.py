@@ -29,6 +29,7 @@ from tyr.export.checkpoint import (
     NoExport,
     export_checkpoint,
 )
+from tyr.export.shards import stored_shapes
 from tyr.export.tensors import model_size
 from tyr.model.decoder import Decoder
 from tyr.model.sublayer import Structure
@@ -337,3 +338,9 @@ def test_structures_may_share_memory(tmp_path: Path) -> None:
     assert torch.equal(
         stored["model.layers.1.mlp.down_proj.weight"], structures[SublayerId(1, "ffn")].weight
     )
+
+
+def test_a_file_without_a_header_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0not a header....")
+    with pytest.raises(ModelError, match="is damaged: it does not begin with a header"):
+        list(stored_shapes(tmp_path))
