@@ -26,9 +26,10 @@ from gpu_stages import Workload
 from report import Goal, describe_run, table, verdicts, write_results
 
 from tyr.ceilings import Ceilings, measure_ceilings
-from tyr.launch import choose_device, describe_environment, plain_libraries
+from tyr.launch import describe_environment, plain_libraries
 from tyr.memory import peak_rss_bytes
 from tyr.plan_table import amount
+from tyr.trainer import choose_device
 
 HERE = Path(__file__).resolve().parent
 LLAMA = GpuSetting()
