@@ -228,7 +228,9 @@ def main(entry: Callable[[], None] = task) -> None:
     except USER_ERRORS as error:
         refuse(error)
     except KeyboardInterrupt:
-        print("tyr: interrupted; continue with the same command and resume=true", file=sys.stderr)
+        if not announced_rank():
+            again = "continue with the same command and resume=true"
+            print(f"tyr: interrupted; {again}", file=sys.stderr)
         sys.exit(130)
     except Exception:
         if announced_rank():

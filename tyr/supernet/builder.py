@@ -7,8 +7,9 @@ build continues where it stopped and ends with the same bytes: the mixed weight 
 from structures as stored, rounded to storage precision. Files are written behind.
 
 Several processes share the calibration sequences. Statistics are summed over all; the first process
-alone solves, stores and mixes, and sends the mixed weight to the others. Solving is under one
-percent of the work, so sharing it would gain less than moving structures about would cost.
+alone solves, stores and mixes, and sends the mixed weight to the others. One greedy pass gives all
+levels and cannot be divided; only their final solves could, a fraction of what is under one percent
+of the FLOPs at the paper's size, at the price of sending structures about.
 """
 
 from __future__ import annotations
@@ -258,7 +259,7 @@ def supernet_bytes(decoder: Decoder, grid: LevelGrid) -> int:
     """Bytes of all structures of a grid, before any is written (headers excluded)."""
     total = 0
     for sublayer in decoder.sublayers:
-        column = sublayer.unit_size * sublayer.output_weight.shape[0]
+        column = sublayer.unit_size * sublayer.width
         for removed in grid.levels(sublayer.id).values():
             kept = sublayer.num_units - removed
             total += kept * (column * decoder.storage_dtype.itemsize + 4)
