@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -59,6 +60,18 @@ def reset_peak(device: torch.device) -> None:
 def pins_memory(device: torch.device) -> bool:
     """Whether copies to the device are faster from page-locked memory; not where it shares ours."""
     return device.type not in ("cpu", "mps", "meta")
+
+
+def new_stream(device: torch.device) -> Any:
+    """A queue for copies beside the products, or None where the device has but one."""
+    make = None if device.type == "cpu" else getattr(_backend(device), "Stream", None)
+    return make(device) if make is not None else None
+
+
+def on_stream(device: torch.device, stream: Any) -> AbstractContextManager[Any]:
+    """Work goes to a queue of `new_stream` while the context lasts."""
+    chosen: AbstractContextManager[Any] = _backend(device).stream(stream)
+    return chosen
 
 
 def wide_mm(left: Tensor, right: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from tyr.devices import new_stream, on_stream
 from tyr.errors import ModelError
 
 State = dict[str, Tensor]
@@ -108,7 +109,7 @@ class Residency:
         self._device = device
         self._absent = [dict(block.named_parameters()) for block in blocks]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tyr-prefetch")
-        self._stream: Any = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._stream: Any = new_stream(device)
         self._resident: int | None = None
         self._coming: tuple[int, Future[State]] | None = None
 
@@ -150,7 +151,7 @@ class Residency:
         if self._stream is None:
             yield
             return
-        with torch.cuda.stream(self._stream):
+        with on_stream(self._device, self._stream):
             yield
             self._stream.synchronize()
 
