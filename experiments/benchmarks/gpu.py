@@ -109,7 +109,9 @@ def supernet_figures(
     built: dict[str, Any], part: GpuSetting, whole: GpuSetting, ceilings: Ceilings
 ) -> dict[str, Any]:
     """Measured, planned, and scaled to the whole."""
-    plan, full = stage(part.planner(), "supernet"), stage(whole.planner(), "supernet")
+    plan, planner = stage(part.planner(), "supernet"), whole.planner()
+    full = stage(planner, "supernet")
+    weights = planner.shape.parameters * getattr(torch, whole.dtype).itemsize
     stream = built["seconds"] - built["solve_seconds"] - built["disk_wait_seconds"]
     return {
         "seconds": extrapolate(built, part, whole),
@@ -119,7 +121,7 @@ def supernet_figures(
         "share_of_gemm_rate": plan.compute / stream / ceilings.compute,
         "share_of_solve_rate": plan.solve / built["solve_seconds"] / ceilings.solve,
         "share_of_time_waiting_for_disk": built["disk_wait_seconds"] / built["seconds"],
-        "planned_device_bytes": full.memory + whole.planner().plan().model_bytes,
+        "planned_device_bytes": full.memory + weights,
     }
 
 
