@@ -94,6 +94,19 @@ def test_backends_without_counters_are_said_not_to_know(monkeypatch: pytest.Monk
     assert devices.free_bytes(device) is None
     assert devices.peak_bytes(device) is None
     devices.reset_peak(device)
+    assert devices.new_stream(device) is None
+
+
+def test_copies_have_a_queue_of_their_own_on_an_accelerator(device: torch.device) -> None:
+    stream = devices.new_stream(device)
+    if stream is None:
+        assert device.type in ("cpu", "mps")
+        return
+    numbers = random_matrix(8, 8).float()
+    with devices.on_stream(device, stream):
+        there = numbers.to(device)
+        stream.synchronize()
+    assert torch.equal(there.cpu(), numbers)
 
 
 def test_no_module_asks_whether_a_device_is_cuda() -> None:

@@ -160,7 +160,7 @@ def test_a_run_from_the_command_line_ends_on_budget(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     device, run_dir = named_device("accelerator"), tmp_path / "run"
-    words = ("debug=fast", "logger=csv", "callbacks=quiet", f"accelerator={device.type}")
+    words = ("debug=fast", "logger=csv", "callbacks=quiet", f"trainer.accelerator={device.type}")
     outcome = run_cli(capsys, *words, f"run_dir={run_dir}")
     assert outcome.status == 0, outcome.err
     summary = json.loads((run_dir / "summary.json").read_text())

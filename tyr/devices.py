@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 from contextlib import AbstractContextManager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,6 +62,18 @@ def pins_memory(device: torch.device) -> bool:
     return device.type not in ("cpu", "mps", "meta")
 
 
+def new_stream(device: torch.device) -> Any:
+    """A queue for copies beside the products, or None where the device has but one."""
+    make = None if device.type == "cpu" else getattr(_backend(device), "Stream", None)
+    return make(device) if make is not None else None
+
+
+def on_stream(device: torch.device, stream: Any) -> AbstractContextManager[Any]:
+    """Work goes to a queue of `new_stream` while the context lasts."""
+    chosen: AbstractContextManager[Any] = _backend(device).stream(stream)
+    return chosen
+
+
 def wide_mm(left: Tensor, right: Tensor) -> Tensor:
     """Product of half-precision matrices in float32: (a, n), (n, b) -> (a, b).
 
@@ -86,17 +98,6 @@ def widens_products(device: torch.device, dtype: torch.dtype) -> bool:
         logger.info("%s: no float32 products of %s (%s)", device, dtype, str(error).split("\n")[0])
         return False
     return product.dtype == torch.float32 and bool((product == 16).all())
-
-
-def side_stream(device: torch.device) -> Any:
-    """A stream for copies beside the products, or None where the device has no streams."""
-    make = None if device.type == "cpu" else getattr(_backend(device), "Stream", None)
-    return None if make is None else make(device)
-
-
-def running_on(stream: Any, device: torch.device) -> AbstractContextManager[Any]:
-    """Queue work of the `with` block on a stream of the device."""
-    return cast("AbstractContextManager[Any]", _backend(device).stream(stream))
 
 
 def _backend(device: torch.device) -> Any:

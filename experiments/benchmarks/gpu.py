@@ -26,9 +26,10 @@ from gpu_stages import Workload
 from report import Goal, describe_run, table, verdicts, write_results
 
 from tyr.ceilings import Ceilings, measure_ceilings
-from tyr.launch import choose_device, describe_environment, plain_libraries
+from tyr.launch import describe_environment, plain_libraries
 from tyr.memory import peak_rss_bytes
 from tyr.plan_table import amount
+from tyr.trainer import choose_device
 
 HERE = Path(__file__).resolve().parent
 LLAMA = GpuSetting()
@@ -108,7 +109,9 @@ def supernet_figures(
     built: dict[str, Any], part: GpuSetting, whole: GpuSetting, ceilings: Ceilings
 ) -> dict[str, Any]:
     """Measured, planned, and scaled to the whole."""
-    plan, full = stage(part.planner(), "supernet"), stage(whole.planner(), "supernet")
+    plan, planner = stage(part.planner(), "supernet"), whole.planner()
+    full = stage(planner, "supernet")
+    weights = planner.shape.parameters * getattr(torch, whole.dtype).itemsize
     stream = built["seconds"] - built["solve_seconds"] - built["disk_wait_seconds"]
     return {
         "seconds": extrapolate(built, part, whole),
@@ -118,7 +121,7 @@ def supernet_figures(
         "share_of_gemm_rate": plan.compute / stream / ceilings.compute,
         "share_of_solve_rate": plan.solve / built["solve_seconds"] / ceilings.solve,
         "share_of_time_waiting_for_disk": built["disk_wait_seconds"] / built["seconds"],
-        "planned_device_bytes": full.memory + whole.planner().plan().model_bytes,
+        "planned_device_bytes": full.memory + weights,
     }
 
 

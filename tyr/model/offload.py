@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tyr.devices import running_on, side_stream
+from tyr.devices import new_stream, on_stream
 from tyr.errors import ModelError
 
 State = dict[str, Tensor]
@@ -109,7 +109,7 @@ class Residency:
         self._device = device
         self._absent = [dict(block.named_parameters()) for block in blocks]
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="tyr-prefetch")
-        self._stream = side_stream(device)
+        self._stream: Any = new_stream(device)
         self._resident: int | None = None
         self._coming: tuple[int, Future[State]] | None = None
 
@@ -151,7 +151,7 @@ class Residency:
         if self._stream is None:
             yield
             return
-        with running_on(self._stream, self._device):
+        with on_stream(self._device, self._stream):
             yield
             self._stream.synchronize()
 
