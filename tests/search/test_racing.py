@@ -87,10 +87,10 @@ def rate_of_losing_the_best(
     lost = 0
     for seed in range(runs):
         table = noisy(candidates, chunks, gap=0.0, seed=seed, spread=spread)
-        _, text = race(table, survivors, error_rate=error_rate, chunks=chunks)
-        entered_last = text.calls[-1][0]
-        left_early = 0 not in entered_last
-        lost += left_early
+        selection, text = race(table, survivors, error_rate=error_rate, chunks=chunks)
+        # A stage that ended early has taken out all that do not survive it.
+        over = len(text.calls) < chunks and 0 not in selection.survivors
+        lost += over or 0 not in text.calls[-1][0]
     return lost / runs
 
 

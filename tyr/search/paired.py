@@ -3,8 +3,11 @@
 Each candidate's variance of differences is known badly from a handful of chunks, so it is moderated
 as in Smyth (2004, "Linear models and empirical Bayes methods", Section 6): variances of one
 population are taken as draws from one scaled inverse chi-square law, whose two parameters are
-estimated from all of them, and each is shrunk towards it. The t statistic then has the degrees of
-freedom of the law and of the candidate's own chunks together, at most those of all candidates.
+estimated from all of them, and each is raised towards it; lowering one would accuse the candidate
+whose losses scatter most. The t statistic has the degrees of freedom of the law and of the
+candidate's own chunks together, at most those of all candidates. All this holds for candidates of
+one law: a true best with five times the scatter of its four rivals was lost in 9 to 11 % of
+simulated stages at a rate of 10 % (13 % when variances were also lowered).
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ def paired_p_values(differences: Tensor, weights: Tensor) -> Tensor:
         moderated = torch.full_like(variance, prior_variance)
     else:
         moderated = (prior_freedom * prior_variance + own * variance) / (prior_freedom + own)
+    moderated = torch.maximum(moderated, variance)
     freedom = min(prior_freedom + own, float(own * count))
     statistic = mean / (moderated / chunks).sqrt()
     # 0/0: neither a difference nor any scatter, so nothing speaks against the candidate.
