@@ -29,6 +29,12 @@ def decoder() -> Decoder:
 
 
 @pytest.fixture(scope="session")
+def other() -> Decoder:
+    """A decoder of the same sizes with other weights."""
+    return tiny_decoder(seed=1)
+
+
+@pytest.fixture(scope="session")
 def tokens() -> Tensor:
     """(6, 16): calibration or search text."""
     return random_tokens(6, 16)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.full_disk import largest_file
+from tyr.errors import StoreError
 from tyr.files import write_bytes, write_json, write_text
 
 
@@ -72,3 +74,15 @@ def test_the_content_is_synced_before_it_gets_its_name_where_that_is_asked(
     monkeypatch.setattr(Path, "replace", renaming)
     write_text(tmp_path / "a.txt", "x", sync=sync)
     assert done == (["sync", "rename"] if sync else ["rename"])
+
+
+def test_a_full_disk_is_an_error_with_a_next_step_and_leaves_no_half_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"old": 1})
+    with (
+        largest_file(100),
+        pytest.raises(StoreError, match=r"cannot write .*a\.json: File too large; free some space"),
+    ):
+        write_json(path, {"new": "x" * 200}, sync=True)
+    assert json.loads(path.read_text()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [path]

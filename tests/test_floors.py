@@ -30,6 +30,8 @@ MODULES = {
     "tyr.files": 0,
     "tyr.losses": 0,
     "tyr.memory": 0,
+    "tyr.precision": 0,
+    "tyr.devices": 0,
     "tyr.events": 0,
     "tyr.config": 0,
     "tyr.cost": 0,

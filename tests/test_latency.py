@@ -11,7 +11,7 @@ import torch
 
 from tests.cli import run_cli
 from tests.model_zoo import PATTERNS, structures_from, zoo_decoder
-from tyr import latency
+from tyr import devices, latency
 from tyr.export.checkpoint import export_checkpoint
 from tyr.export.shards import stored_shapes
 
@@ -71,6 +71,13 @@ def test_a_word_that_cannot_be_is_refused_in_one_line(
     assert told.count("\n") == 1
 
 
+def test_a_directory_beside_a_gguf_file_is_refused(
+    models: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert latency.main((str(models["dense"]), "pruned.gguf", *SHORT)) == 2
+    assert "give two directories, or two .gguf files" in capsys.readouterr().err
+
+
 def test_a_directory_without_a_model_is_refused(
     models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -86,10 +93,10 @@ def test_models_that_do_not_fit_are_refused_before_they_are_loaded(
     stored = sum(size for path in models.values() for *_, size in stored_shapes(path))
     words = (*map(str, models.values()), *SHORT)
     monkeypatch.setattr(latency, "load", None)  # nothing is loaded
-    monkeypatch.setattr(latency, "device_bytes", lambda device: stored - 1)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: stored - 1)
     assert latency.main(words) == 2
     assert "GB of memory are needed" in capsys.readouterr().err
-    monkeypatch.setattr(latency, "device_bytes", lambda device: stored)
+    monkeypatch.setattr(devices, "free_bytes", lambda device: stored)
     assert latency.main((*words, "--dtype", "float32")) == 2  # the export is stored in half of it
     assert "choose --dtype bfloat16" in capsys.readouterr().err
 

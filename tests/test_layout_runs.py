@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from tests.cli import run_cli
 from tests.references.masked_model import masked_model
 from tests.test_config import choices, composed
+from tests.tiny import save_random_model
 from tests.tolerance import FLOAT32, assert_close
 from tyr.model.loading import BUILT_IN, PretrainedModel
 from tyr.model.sublayer import Structure
@@ -36,19 +37,9 @@ BLOCKS, GROUPS, NEURONS = 2, 3, 96
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two blocks of three KV groups and 96 neurons."""
     folder = tmp_path_factory.mktemp("model")
-    config = LlamaConfig(
-        vocab_size=2048,
-        hidden_size=48,
-        intermediate_size=NEURONS,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=2 * GROUPS,
-        num_key_value_heads=GROUPS,
-        max_position_embeddings=512,
+    return save_random_model(
+        folder, blocks=BLOCKS, heads=2 * GROUPS, kv_heads=GROUPS, neurons=NEURONS
     )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(BUILT_IN).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -108,6 +99,7 @@ def test_a_portable_run_meets_its_rounded_budget_in_blocks_that_engines_hold(
     assert outcome.status == 0, outcome.err
     said, _, run = outcome.out.partition("dense evaluation")
     assert "asks for 72 of 192 ffn units; the nearest budget the layout can meet is 64" in said
+    assert said.splitlines()[0].startswith("tyr: "), "not Hydra's name and the time"
     assert run
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["asked_units"] == {"attn": 2, "ffn": 72}

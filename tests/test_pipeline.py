@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
+from tests.full_disk import largest_file
+from tests.tiny import HEAD_SIZE, save_random_model
 from tyr import events
+from tyr.callbacks.tracking import CsvMetrics
 from tyr.data import StdlibData
-from tyr.errors import ResumeError
+from tyr.errors import ResumeError, StoreError
 from tyr.evaluate.perplexity import PerplexityEvaluator
 from tyr.export.checkpoint import HuggingFaceExport
 from tyr.launch import Job, launch
-from tyr.model.loading import BUILT_IN, PretrainedModel
+from tyr.model.loading import PretrainedModel
 from tyr.pipeline import Method
 from tyr.prune.criterion import SecondOrder, Taylor
 from tyr.prune.local import LocalPruner
@@ -70,18 +73,7 @@ class StopAt(events.Callback):
 def source(tmp_path_factory: pytest.TempPathFactory) -> PretrainedModel:
     """A three-block random model with six query heads on three KV heads."""
     folder = tmp_path_factory.mktemp("model")
-    config = LlamaConfig(
-        vocab_size=2048,
-        hidden_size=24,
-        intermediate_size=NEURONS,
-        num_hidden_layers=BLOCKS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=3,
-        max_position_embeddings=64,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(BUILT_IN).save_pretrained(folder)
+    save_random_model(folder, blocks=BLOCKS, heads=HEADS, kv_heads=3, neurons=NEURONS, context=64)
     return PretrainedModel(str(folder))
 
 
@@ -156,12 +148,11 @@ def test_the_export_lost_the_budget_to_the_unit(
     }
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", trust_remote_code=True)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-    head_size = 24 // HEADS
     for block in range(BLOCKS):
-        ffn = shapes.get(f"model.layers.{block}.mlp.down_proj.weight", (24, 0))
-        heads = shapes.get(f"model.layers.{block}.self_attn.o_proj.weight", (24, 0))
+        ffn = shapes.get(f"model.layers.{block}.mlp.down_proj.weight", (0, 0))
+        heads = shapes.get(f"model.layers.{block}.self_attn.o_proj.weight", (0, 0))
         assert ffn[1] == NEURONS - allocation.ffn[block]
-        assert heads[1] == (HEADS - allocation.attn[block]) * head_size
+        assert heads[1] == (HEADS - allocation.attn[block]) * HEAD_SIZE
 
 
 def count_reports(run: Runner, path: Path, method: Method) -> int:
@@ -223,6 +214,48 @@ def test_a_damaged_search_state_restarts_that_search_only(
     (path / "iteration-1" / "search.json").write_text('{"grid": ')
     assert run(path, method, resume=True) == whole
     assert "search.json is damaged" in caplog.text
+
+
+class Shrink(events.Callback):
+    """From the first report of a kind on, no file may grow beyond so many bytes."""
+
+    def __init__(self, report: type, num_bytes: int, stage: str = "") -> None:
+        self._report, self._bytes, self._stage = report, num_bytes, stage
+
+    def _tick(self, event: object) -> None:
+        if isinstance(event, self._report) and self._stage in ("", getattr(event, "stage", None)):
+            _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self._bytes, hard))
+
+    on_stage_start = on_generation_end = on_evaluation_end = _tick
+
+
+# In the order in which a run comes to them; each start of it gets one further.
+FULL_DISKS = [
+    (Shrink(events.GenerationFinished, 64), "cannot write .*search.json: File too"),
+    (Shrink(events.GenerationFinished, 0), "cannot write .*metrics.csv: File too"),
+    (Shrink(events.StageStarted, 64, "evaluation"), "cannot write .*evaluation.json: File too"),
+    (
+        Shrink(events.StageStarted, 9000, "export"),
+        "cannot write the pruned model .*too large.*free",
+    ),
+]
+
+
+def test_a_disk_that_is_full_again_and_again_is_a_clear_error_and_costs_no_result(
+    run: Runner, tmp_path: Path
+) -> None:
+    method, path = make_method(iterations=1), tmp_path / "run"
+    whole = run(tmp_path / "whole", method)
+    no_limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    for number, (shrink, message) in enumerate(FULL_DISKS):
+        parts = [shrink, CsvMetrics()] if "metrics" in message else [CsvMetrics(), shrink]
+        with largest_file(no_limit), pytest.raises(StoreError, match=message):
+            run(path, method, resume=number > 0, callbacks=events.CallbackList(parts))
+        assert not list(path.rglob("*.tmp"))
+        assert not (path / "model").exists()
+    assert run(path, method, resume=True, callbacks=CsvMetrics()) == whole
+    assert tensors_sha(path) == tensors_sha(tmp_path / "whole")
 
 
 def test_another_configuration_is_refused_with_the_keys_that_differ(

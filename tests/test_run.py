@@ -8,10 +8,9 @@ import re
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.cli import run_cli
-from tyr.model.loading import BUILT_IN
+from tests.tiny import save_random_model
 
 FAST = ("debug=fast", "logger=csv", "callbacks=quiet")
 
@@ -20,18 +19,7 @@ FAST = ("debug=fast", "logger=csv", "callbacks=quiet")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-block random model with six query heads and the built-in tokenizer."""
     folder = tmp_path_factory.mktemp("model")
-    config = LlamaConfig(
-        vocab_size=2048,
-        hidden_size=48,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=3,
-        max_position_embeddings=512,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(BUILT_IN).save_pretrained(folder)
-    return folder
+    return save_random_model(folder, blocks=2, heads=6, kv_heads=3, neurons=64)
 
 
 @pytest.fixture

@@ -6,14 +6,16 @@ initialiser's, so that pruning a unit shows clearly in the loss.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import cast
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
 from tyr.model.architecture import ARCHITECTURES
 from tyr.model.decoder import Decoder
+from tyr.model.loading import BUILT_IN
 from tyr.model.sublayer import AttentionUnit
 
 VOCABULARY = 64
@@ -62,6 +64,26 @@ def tiny_decoder(
         attention_unit=attention_unit,
         name="tiny",
     )
+
+
+def save_random_model(
+    folder: Path, *, blocks: int, heads: int, kv_heads: int, neurons: int, context: int = 512
+) -> Path:
+    """A random Llama with heads of 8 and the built-in tokenizer, for `model=local`."""
+    config = LlamaConfig(
+        vocab_size=2048,
+        hidden_size=HEAD_SIZE * heads,
+        intermediate_size=neurons,
+        num_hidden_layers=blocks,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=context,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(BUILT_IN).save_pretrained(folder)
+    return folder
 
 
 def random_tokens(sequences: int, length: int, *, seed: int = 0) -> Tensor:

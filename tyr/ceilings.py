@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tyr.devices import synchronize
 from tyr.linalg import solve_dtype
 
 REPEATS = 3
@@ -50,7 +51,9 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 def gemm_rate(size: int, device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of a square product."""
-    left = torch.ones(size, size, device=device, dtype=dtype)
+    # Random: equal numbers take less power, so accelerators multiply them faster than weights.
+    left = torch.empty(size, size, device=device, dtype=dtype)
+    left.normal_(generator=torch.Generator(device).manual_seed(0))
     out = torch.empty_like(left)
     return 2 * size**3 / _best_seconds(lambda: torch.mm(left, left, out=out), device)
 
@@ -68,7 +71,6 @@ def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
     for _ in range(REPEATS + 1):
         started = time.perf_counter()
         work()
-        if device.type != "cpu":
-            torch.accelerator.synchronize()
+        synchronize(device)
         best = min(best, time.perf_counter() - started)
     return best

@@ -60,7 +60,7 @@ class StageFinished:
 
 @dataclass(frozen=True)
 class SublayerPruned:
-    """One sublayer's structures are on disk.
+    """One sublayer's structures are solved; their file is complete or being written.
 
     Args:
         errors: level to relative reconstruction error on the calibration stream (squared error of
@@ -88,12 +88,19 @@ class GenerationFinished:
     """One generation of the search.
 
     Args:
-        evaluated_tokens: sum over stages of candidates times tokens.
+        evaluated_tokens: candidates times tokens of every evaluation made, start included.
         sublayer_evaluations: distinct trie nodes that were computed, all stages together.
         dense_sublayer_evaluations: the same count for one-by-one evaluation.
         best_loss: loss of the new parent on the last stage's tokens.
         parent_loss: loss of the old parent on the same tokens.
+        stages: losses on a stage's tokens; of candidates that left one early, the difference to the
+            leader on the tokens they saw, added to the leader's loss.
         allocation: removed units of the new parent.
+        screened: offspring that were drawn and not evaluated; None without a surrogate.
+        raced_out: candidates that left a stage before its end; None without racing.
+        archive_hits: losses that were known already; None without an archive.
+        surrogate_rank_correlation: Spearman's, of predicted and measured losses of the first
+            stage's new candidates; None when nothing was predicted.
     """
 
     iteration: int
@@ -107,6 +114,10 @@ class GenerationFinished:
     parent_loss: float
     stages: tuple[StageLosses, ...]
     allocation: Allocation
+    screened: int | None = None
+    raced_out: int | None = None
+    archive_hits: int | None = None
+    surrogate_rank_correlation: float | None = None
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Files that are either whole or absent: written to a temporary name, then renamed.
 
-A killed process leaves the old file or the new one. With `sync` that holds for a power cut too; it
-costs milliseconds, so files that are rewritten after every step go without.
+A killed process leaves the old file or the new one, and so does a full disk. With `sync` that holds
+for a power cut too; it costs milliseconds, so files that are rewritten after every step go without.
 """
 
 from __future__ import annotations
@@ -9,20 +9,45 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from tyr.errors import StoreError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the operating system says while `path` is written into a StoreError."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another "
+            f"place (a run is then continued with resume=true)"
+        ) from error
 
 
 def write_bytes(path: Path, content: bytes, *, sync: bool = False) -> None:
-    """Replace `path` by `content`, creating its directory when needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace `path` by `content`, creating its directory when needed.
+
+    Raises:
+        StoreError: the disk is full or not writable; the old file is left as it was.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(content)
-        if sync:
-            stream.flush()
-            os.fsync(stream.fileno())
-    temporary.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(content)
+                if sync:
+                    stream.flush()
+                    os.fsync(stream.fileno())
+            temporary.replace(path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
 
 
 def write_text(path: Path, text: str, *, sync: bool = False) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tyr.errors import ConfigError, ModelError, TyrError
+from tyr.memory import check_fits
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +90,13 @@ def _engines(
     from tyr.model.loading import parse_dtype
     from tyr.trainer import choose_device
 
-    if all(path.suffix == ".gguf" for path in paths.values()):
+    files = [path for path in paths.values() if path.suffix == ".gguf"]
+    if len(files) == 1:
+        raise ConfigError(
+            f"{files[0]} is measured in llama.cpp and the other model in torch, which compares "
+            f"nothing: give two directories, or two .gguf files (python -m tyr.export_gguf)"
+        )
+    if files:
         return [{n: LlamaCppEngine(p, threads=given.threads) for n, p in paths.items()}]
     import torch
 
@@ -130,19 +137,16 @@ def check_directories(
     """
     from transformers import AutoConfig
 
+    from tyr.devices import free_bytes
     from tyr.evaluate.latency import check_lengths
     from tyr.export import register
     from tyr.export.shards import stored_shapes
-    from tyr.memory import check_fits
+    from tyr.model.directory import check_model_directory
 
     register()
     needed = 0
     for name, path in paths.items():
-        if not (path / "config.json").is_file():
-            raise ModelError(
-                f"{path} holds no config.json: expected a Hugging Face model directory, or two "
-                f".gguf files"
-            )
+        check_model_directory(path)
         config = AutoConfig.from_pretrained(path)
         check_lengths(config.max_position_embeddings, wanted, name=f"the {name} model")
         for _, shape, size in stored_shapes(path):
@@ -152,20 +156,9 @@ def check_directories(
             needed += size if stored else count * dtype.itemsize
     check_fits(
         needed,
-        device_bytes(device),
+        free_bytes(device),
         what="for the weights of both models; choose --dtype bfloat16 or a larger machine",
     )
-
-
-def device_bytes(device: torch.device) -> int | None:
-    """Memory that is free where models are put, or None if unknown."""
-    from tyr.memory import available_bytes
-
-    if device.type == "cuda":
-        import torch
-
-        return int(torch.cuda.mem_get_info(device)[0])
-    return available_bytes()
 
 
 def load(path: Path, *, device: torch.device, dtype: torch.dtype | str) -> Any:

@@ -24,10 +24,10 @@ from transformers.utils import logging as transformers_logging
 
 from tyr.ceilings import Ceilings, measure_ceilings
 from tyr.data import SplitSizes, TokenSplits, check_context
+from tyr.devices import device_name
 from tyr.errors import ConfigError, ModelError
 from tyr.evaluate.perplexity import Evaluator
 from tyr.events import Callback
-from tyr.export.stock import StockExport, check_stock
 from tyr.files import write_json
 from tyr.model.architecture import unit_counts
 from tyr.model.loading import ModelSource
@@ -205,8 +205,7 @@ def check_plan(method: Method, source: ModelSource, data: DataSource, *, sparsit
     uniform = uniform_allocation(sparsity, units, method.supernet.layout)
     if method.iterations > 0:
         method.supernet.grid(uniform, units, iteration=0)
-    if isinstance(method.exporter, StockExport):
-        check_stock(config, units, sparsity=sparsity, layout=method.supernet.layout)
+    method.exporter.check(source, units, sparsity=sparsity, layout=method.supernet.layout)
     for note in budget_notes(sparsity, units, uniform):
         logger.warning(note)
     check_context(data.sizes.sequence_length, config.max_position_embeddings)
@@ -241,11 +240,10 @@ def describe_environment(device: torch.device, seed: int, *, processes: int = 1)
             packages[name] = version(name)
         except PackageNotFoundError:
             packages[name] = "not installed"
-    on_gpu = device.type == "cuda"
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "processor": torch.cuda.get_device_name(device) if on_gpu else platform.processor(),
+        "processor": device_name(device) or platform.processor(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "processes": processes,

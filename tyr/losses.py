@@ -2,7 +2,7 @@
 
 Neither a (tokens, vocabulary) tensor for a batch nor stored teacher logits ever exist (Eq. 8 for a
 search text of 131,072 tokens and a vocabulary of 128,256 would need 67 GB in float32). Logits are
-formed in the precision of the states and reduced in float32; sums over positions are float64.
+formed in the precision of the head and reduced in float32; sums over positions are float64.
 
 Letters: N sequences, T positions, C hidden width, V vocabulary, P positions of a chunk.
 """
@@ -36,11 +36,11 @@ def kl_divergences(teacher: Tensor, students: Sequence[Tensor], head: Tensor) ->
     sparse = [student.flatten(0, 1) for student in students]
     totals = torch.zeros(len(students), dtype=torch.float64, device=head.device)
     for chunk in position_chunks(len(dense), len(head), head.device):
-        log_p = torch.log_softmax((dense[chunk] @ head.mT).float(), dim=-1)  # (P, V)
+        log_p = torch.log_softmax(_logits(dense[chunk], head), dim=-1)  # (P, V)
         p = log_p.exp()
         negentropy = torch.linalg.vecdot(p, log_p).double().sum()
         for index, student in enumerate(sparse):
-            logits = (student[chunk] @ head.mT).float()
+            logits = _logits(student[chunk], head)
             log_q = torch.linalg.vecdot(p, logits) - logits.logsumexp(dim=-1)  # Σ p·log q
             totals[index] += negentropy - log_q.double().sum()
     return [float(total) / len(dense) for total in totals]
@@ -60,8 +60,13 @@ def next_token_losses(tokens: Tensor, students: Sequence[Tensor], head: Tensor) 
         hidden = student[:, :-1].flatten(0, 1)
         total = torch.zeros((), dtype=torch.float64, device=head.device)
         for chunk in position_chunks(len(labels), len(head), head.device):
-            logits = (hidden[chunk] @ head.mT).float()
+            logits = _logits(hidden[chunk], head)
             chosen = logits.gather(1, labels[chunk, None])[:, 0]
             total += (logits.logsumexp(dim=-1) - chosen).double().sum()
         losses.append(float(total) / len(labels))
     return losses
+
+
+def _logits(states: Tensor, head: Tensor) -> Tensor:
+    """(P, C), (V, C) -> (P, V), float32."""
+    return (states.to(head.dtype) @ head.mT).float()

@@ -5,8 +5,12 @@ from __future__ import annotations
 import resource
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tyr.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
 
 MEMINFO = Path("/proc/meminfo")
 
@@ -25,6 +29,15 @@ def available_bytes() -> int | None:
         return None
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
+
+
+def device_bytes(device: torch.device) -> int | None:
+    """Memory that is free where models are put, or None if unknown."""
+    if device.type == "cuda":
+        import torch
+
+        return int(torch.cuda.mem_get_info(device)[0])
+    return available_bytes()
 
 
 def check_fits(needed: int, available: int | None, *, what: str) -> None:

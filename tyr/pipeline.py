@@ -16,13 +16,16 @@ from typing import Protocol
 from tyr.errors import ConfigError
 from tyr.events import EvaluationRow, GenerationFinished, SearchFinished
 from tyr.export.checkpoint import ExportedModel
+from tyr.layout import Layout
 from tyr.model.decoder import Decoder
+from tyr.model.loading import ModelSource, parse_dtype
 from tyr.prune.local import LocalPruner
-from tyr.search.evolution import Evaluator, EvolutionarySearch, SearchState
+from tyr.search.evolution import EvolutionarySearch, SearchState
+from tyr.search.ledger import Evaluator
 from tyr.search.population import PopulationEvaluator
 from tyr.search.sharded import ShardedEvaluator
 from tyr.session import Provenance, Session
-from tyr.sparsity import Allocation, LevelGrid
+from tyr.sparsity import Allocation, LevelGrid, UnitCounts
 from tyr.supernet.builder import SupernetBuilder
 from tyr.supernet.finish import BuiltSupernet, Finish, Found, Reader, prune_along, single_level_grid
 from tyr.supernet.settings import SupernetSettings
@@ -30,6 +33,21 @@ from tyr.supernet.settings import SupernetSettings
 
 class Exporter(Protocol):
     """Writes the pruned model where others can load it."""
+
+    def check(
+        self, source: ModelSource, units: UnitCounts, *, sparsity: float, layout: Layout
+    ) -> None:
+        """Refuse, before any work, what could not be written at the end of it.
+
+        Args:
+            source: the dense model, of which no weight is read.
+            units: that exist.
+            sparsity: fraction to remove; reachable under the layout.
+            layout: what every block must keep.
+
+        Raises:
+            TyrError: no export can come of this run.
+        """
 
     def export(
         self, decoder: Decoder, read: Reader, directory: Path, provenance: Mapping[str, object]
@@ -176,6 +194,9 @@ class Pipeline:
             objective=search.objective,
             reference=session.reference(search.objective, search.batch_tokens),
             batch_tokens=search.batch_tokens,
+            compute_dtype=parse_dtype(
+                search.compute_dtype, key="search.compute_dtype", auto=session.decoder.dtype
+            ),
         )
         if session.processes.size == 1:
             return local
@@ -210,6 +231,8 @@ class Pipeline:
             "name": f"{session.decoder.name} pruned by {session.sparsity:.3g}",
             "command": provenance.command,
             "results": [_card_row(name, row) for name, row in rows.items()],
+            "data": provenance.config.get("data"),
+            "commit": provenance.environment.get("commit"),
         }
         if session.run_dir.model.exists():
             return  # a finished export has its final name only when it is complete

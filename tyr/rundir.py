@@ -13,7 +13,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ import yaml
 from tyr.errors import ResumeError
 from tyr.events import EvaluationRow, TaskScore
 from tyr.files import write_json, write_text
+from tyr.search.archive import Evaluation
 from tyr.search.evolution import SearchState
 from tyr.sparsity import Allocation, LevelGrid
 
@@ -77,7 +78,6 @@ class RunDirectory:
                 )
             self._check_same(written.read_text(encoding="utf-8"), config_yaml)
             return True
-        self.path.mkdir(parents=True, exist_ok=True)
         write_text(written, config_yaml, sync=True)
         return False
 
@@ -117,8 +117,7 @@ class RunDirectory:
     def save_search(self, iteration: int, grid: LevelGrid, state: SearchState) -> None:
         """Replace an iteration's search.json."""
         path = self.path / f"iteration-{iteration}" / "search.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, {"grid": grid.as_dict(), "state": asdict(state)}, sync=True)
+        write_json(path, {"grid": grid.as_dict(), "state": _search_content(state)}, sync=True)
 
     def drop_supernets(self, before: int) -> None:
         """Delete the supernets of earlier iterations."""
@@ -195,6 +194,50 @@ def _search_record(content: Mapping[str, Any]) -> tuple[object, SearchState]:
         parent=tuple(state["parent"]),
         loss=math.inf if loss is None else loss,  # JSON has no infinity
         sample_key=tuple(state["sample_key"]),
+        evaluations=_evaluations(state.get("evaluations")),
+    )
+
+
+def _search_content(state: SearchState) -> dict[str, object]:
+    """A state as plain values; each level vector and each sample of its evaluations once."""
+    content: dict[str, object] = {
+        "generation": state.generation,
+        "parent": state.parent,
+        "loss": state.loss,
+        "sample_key": state.sample_key,
+    }
+    if state.evaluations:
+        content["evaluations"] = _evaluations_content(state.evaluations)
+    return content
+
+
+def _evaluations_content(evaluations: Sequence[Evaluation]) -> dict[str, object]:
+    """Three columns; they point into lists of the level vectors and samples, one line each."""
+    candidates: dict[tuple[int, ...], int] = {}
+    samples: dict[tuple[int, ...], int] = {}
+    for one in evaluations:
+        candidates.setdefault(one.levels, len(candidates))
+        samples.setdefault(one.sample, len(samples))
+    return {
+        "candidates": [" ".join(map(str, levels)) for levels in candidates],
+        "samples": [" ".join(map(str, key)) for key in samples],
+        "candidate": [candidates[one.levels] for one in evaluations],
+        "sample": [samples[one.sample] for one in evaluations],
+        "loss": [one.loss for one in evaluations],
+    }
+
+
+def _evaluations(content: Mapping[str, Any] | None) -> tuple[Evaluation, ...]:
+    """Inverse of `_evaluations_content`; none were recorded by a search without options."""
+    if content is None:
+        return ()
+    candidates, samples = (
+        [tuple(map(int, line.split())) for line in content[name]]
+        for name in ("candidates", "samples")
+    )
+    columns = (content["candidate"], content["sample"], content["loss"])
+    return tuple(
+        Evaluation(candidates[c], samples[s], loss) for c, s, loss in zip(*columns, strict=True)
     )
 
 

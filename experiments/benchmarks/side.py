@@ -19,11 +19,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from nodes import generation_flops, sublayer_flops
 from released import ReleasedBuilder, ReleasedEvaluator, write_dense
 from setting import Setting
 from stopwatch import BUILD_PARTS, SEARCH_PARTS, Stopwatch
 from transformers import LlamaConfig
 
+from tyr.ceilings import gemm_rate
 from tyr.memory import peak_rss_bytes
 from tyr.model.architecture import ARCHITECTURES
 from tyr.model.decoder import Decoder
@@ -114,6 +116,22 @@ class Workload:
         return self.builder(decoder).open_store(
             self.supernet("tyr"), grid, label=LABEL, accumulation=accumulation
         )
+
+
+class Gemm:
+    """Rate of this machine's matrix products, to set the others against."""
+
+    parts: tuple[Any, ...] = ()
+
+    def __init__(self, workload: Workload) -> None:
+        self._device = torch.device("cpu")
+
+    def run(self) -> dict[str, Any]:
+        """Operations per second, float32 and bfloat16."""
+        types = (torch.float32, torch.bfloat16)
+        return {
+            str(kind).removeprefix("torch."): gemm_rate(2048, self._device, kind) for kind in types
+        }
 
 
 class Side(Protocol):
@@ -246,6 +264,7 @@ class SearchTyr(Search):
     """tyr's evaluator."""
 
     parts = SEARCH_PARTS["tyr"]
+    compute_dtype: torch.dtype | None = None
 
     def __init__(self, workload: Workload) -> None:
         decoder = workload.decoder()
@@ -257,8 +276,22 @@ class SearchTyr(Search):
             objective=KdLogits(),
             reference=dense_reference(decoder, tokens, batch_tokens=batch_tokens),
             batch_tokens=batch_tokens,
+            compute_dtype=self.compute_dtype,
         )
         super().__init__(workload, workload.grid(decoder), evaluator)
+        self._decoder = decoder
+        self._costs = sublayer_flops(decoder, workload.store(decoder), tokens.shape[1])
+
+    def run(self) -> dict[str, Any]:
+        """See `Side.run`; with the operations that sharing leaves."""
+        answer = super().run()
+        return {**answer, "flops": generation_flops(self._decoder, self._costs, answer["stages"])}
+
+
+class SearchShort(SearchTyr):
+    """tyr's evaluator computing in bfloat16."""
+
+    compute_dtype = torch.bfloat16
 
 
 class SearchReleased(Search):
@@ -283,6 +316,8 @@ ROLES: dict[str, Callable[[Workload], Side]] = {
     "build-released": BuildReleased,
     "densify": Densify,
     "search-tyr": SearchTyr,
+    "search-short": SearchShort,
+    "gemm": Gemm,
     "search-released": SearchReleased,
 }
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from tyr.callbacks import LatencyTable
+from tests.test_config import composed
+from tyr.callbacks import HtmlReport, LatencyTable
 from tyr.callbacks.latency import draw_latency
 from tyr.evaluate.latency import COLUMNS
 
@@ -45,6 +46,18 @@ def test_every_row_of_the_final_table_is_in_the_csv(run: Any, play: Callable[...
     assert float(rows[0]["ttft_seconds"]) == 1.0
     drawn = {path.name for path in (run.run_dir / "figures").iterdir()}
     assert drawn == {"latency.png", "latency.svg"}
+
+
+def test_the_report_shows_the_figure_and_links_the_numbers(
+    run: Any, play: Callable[..., None]
+) -> None:
+    run = with_latency(run)
+    order = list(composed("evaluator=latency").callbacks)
+    assert order.index("latency") < order.index("report"), "the report embeds what is drawn"
+    play([LatencyTable(), HtmlReport()], run.events())
+    page = (run.run_dir / "report.html").read_text("utf-8")
+    assert "How fast the model runs" in page
+    assert 'href="latency.csv"' in page
 
 
 def test_a_run_without_latency_writes_nothing(run: Any, play: Callable[..., None]) -> None:

@@ -55,6 +55,7 @@ def test_the_table_fits_eighty_columns_and_names_the_files(
 ) -> None:
     run.run_dir.mkdir(parents=True)
     (run.run_dir / "report.html").write_text("")
+    (run.run_dir / "model.gguf").write_text("")
     target = console(terminal=False, width=80)
     play([Progress(console=target)], run.events())
     end = output(target).split("\n\n", 1)[1]
@@ -62,6 +63,7 @@ def test_the_table_fits_eighty_columns_and_names_the_files(
     assert all(len(line) <= 80 for line in end.split("\n  model")[0].splitlines())
     assert "tyr beats uniform pruning" in end
     assert "report.html" in end
+    assert re.search(r"^  gguf +\S*model\.gguf$", end, re.M)
     assert "metrics.csv" not in end, "only files that exist are named"
 
 

@@ -140,9 +140,9 @@ def test_a_file_that_fits_is_accepted(task: str, tmp_path: Path) -> None:
     ("content", "message"),
     [
         ("", "has 0 rows; expected at least 2"),
-        ('{"a": ', r"line 1 is not JSON .*; expected one object per line"),
+        ('{"a": ', r"line 1 is not JSON .*holds one object per line"),
         ("[1, 2]", r"line 1 is a list; expected an object"),
-        ("\xff", r"cannot be read as UTF-8"),
+        ("\xff", r"is not UTF-8: invalid start byte at byte 0"),
     ],
 )
 def test_a_file_that_holds_no_rows_is_refused(content: str, message: str, tmp_path: Path) -> None:

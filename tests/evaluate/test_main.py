@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.cli import Outcome
 from tests.evaluate.task_files import write_task_files
 from tests.model_zoo import PATTERNS, structures_from, zoo_decoder
+from tyr.evaluate import __main__ as command
 from tyr.evaluate.__main__ import main
 from tyr.export.checkpoint import export_checkpoint
+from tyr.export.shards import stored_shapes
 
 pytest.importorskip("lm_eval", reason="extra: eval")
 
@@ -78,12 +81,14 @@ def test_a_model_alone_has_one_column(
 @pytest.mark.parametrize(
     ("model", "words", "message"),
     [
-        ("./nowhere", "", "nowhere holds no config.json: expected a model directory"),
+        ("./nowhere", "", "nowhere does not exist: expected the directory of an exported"),
+        ("outputs/run/nowhere", "", "outputs/run/nowhere does not exist"),
         ("{pruned}", "--tasks blimpp", "did you mean blimp?"),
         ("{pruned}", "--limit 1", "limit must be at least 2"),
         ("{pruned}", "--metric accuracy", "metric must be acc or acc_norm, got accuracy"),
-        ("{pruned}", "--dense ./nowhere", "./nowhere holds no config.json"),
+        ("{pruned}", "--dense ./nowhere", "nowhere does not exist"),
         ("{pruned}", "--data-dir ./nowhere", "data_dir=nowhere does not exist"),
+        ("{pruned}", "--device abacus", "--device abacus cannot be used here"),
     ],
 )
 def test_bad_input_is_one_paragraph(
@@ -100,6 +105,22 @@ def test_bad_input_is_one_paragraph(
     [line] = outcome.err.strip().splitlines()
     assert line.startswith("tyr: ")
     assert message in line
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
+    models: tuple[str, str],
+    folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stored = sum(size for *_, size in stored_shapes(Path(models[1])))
+    monkeypatch.setattr(command, "load", None)  # nothing is loaded
+    monkeypatch.setattr(command, "device_bytes", lambda device: stored - 1)
+    outcome = evaluate(capsys, models[1], "--data-dir", str(folder))
+    assert outcome.status == 2
+    assert f"for the weights of {models[1]}" in outcome.err
+    monkeypatch.setattr(command, "device_bytes", lambda device: stored)
+    command.check_model(models[1], torch.device("cpu"))
 
 
 def test_a_damaged_model_is_refused(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.references.one_by_one import logits_kl
-from tests.tiny import VOCABULARY, random_tokens, tiny_decoder
+from tests.tiny import VOCABULARY, random_tokens
 from tests.tolerance import FLOAT32, assert_close
 from tyr.errors import ConfigError, NumericsError
 from tyr.evaluate.perplexity import PerplexityEvaluator
@@ -21,11 +21,6 @@ REASON = "float32, three blocks"
 def windows() -> Tensor:
     """(7, 10): a number of windows that no batch divides."""
     return random_tokens(7, 10, seed=3)
-
-
-@pytest.fixture(scope="module")
-def other() -> Decoder:
-    return tiny_decoder(seed=1)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 25, 10_000])

@@ -8,15 +8,13 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tests.cli import run_cli
 from tests.evaluate.task_files import write_rows, write_task_files
 from tests.model_zoo import VOCABULARY, random_tokens, zoo_decoder
+from tests.tiny import save_random_model
 from tyr.evaluate.perplexity import PerplexityEvaluator
 from tyr.evaluate.task_evaluator import from_files
-from tyr.model.loading import BUILT_IN
 from tyr.rundir import RunDirectory
 
 pytest.importorskip("lm_eval", reason="extra: eval")
@@ -30,20 +28,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A one-block random model with the built-in tokenizer."""
-    directory = tmp_path_factory.mktemp("model")
-    config = LlamaConfig(
-        vocab_size=2048,
-        hidden_size=24,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(directory)
-    AutoTokenizer.from_pretrained(BUILT_IN).save_pretrained(directory)
-    return directory
+    folder = tmp_path_factory.mktemp("model")
+    return save_random_model(folder, blocks=1, heads=4, kv_heads=2, neurons=32)
 
 
 def test_tasks_come_beside_what_was_measured_before(folder: Path) -> None:

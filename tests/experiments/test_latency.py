@@ -43,3 +43,21 @@ def test_the_full_size_is_more_than_a_hundred_million_parameters() -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert sum(parameter.numel() for parameter in model.parameters()) > 100_000_000
+
+
+def test_the_parts_of_the_time_add_up_at_toy_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    script = importlib.import_module("latency_parts")
+    threads = str(torch.get_num_threads())
+    sizes = ("--input", "16", "--repeats", "1", "--threads", threads)
+    script.main(["--toy", *sizes, "--results", str(tmp_path)])
+    parts = json.loads((tmp_path / "latency_parts.json").read_text())["parts"]["16"]
+    for phase in ("prefill", "decoding"):
+        for model in ("dense", "pruned"):
+            spent = parts[phase][model]
+            assert set(spent) == {"products", "attention", "other operators", "Python"}
+            assert spent["products"] > 0
+            assert spent["attention"] > 0
+    assert "| decoding at 16 | all |" in (tmp_path / "latency_parts.md").read_text()

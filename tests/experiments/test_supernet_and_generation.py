@@ -34,6 +34,11 @@ def test_both_sides_agree_on_losses_and_survivors(tmp_path: Path) -> None:
     assert losses["losses"] >= 2 * (6 + 4 + 2)  # two generations of three stages
     assert losses["same_survivors"] is True
     assert losses["largest_relative_difference"] < 1e-4
+    generation = content["figures"]["generation"]
+    assert generation["short"]["compared"] >= 1
+    assert -1 <= generation["short"]["rank_correlation"] <= 1
+    assert 0 < generation["of_gemm"]["tyr"] < 1
+    assert content["figures"]["build"]["local_ratio"] > 0
     assert content["figures"]["disk"]["tyr_bytes"] > 0
     text = (tmp_path / "supernet_and_generation.md").read_text()
     assert "peak memory of the search" in text

@@ -18,6 +18,7 @@ from tyr.export import base
 from tyr.export.base import BaseModel, base_model, is_hub_name, licence_entries
 from tyr.export.card import CardFacts, model_card
 from tyr.export.checkpoint import export_checkpoint
+from tyr.model.loading import PretrainedModel
 
 LLAMA = {"license": "other", "license_name": "llama3.1", "license_link": "LICENSE"}
 
@@ -93,6 +94,11 @@ def test_the_licence_of_a_local_base_is_read_with_its_files(tmp_path: Path) -> N
     found = base_model(LlamaConfig(name_or_path=str(tmp_path / "base")))
     assert (found.name, found.licence) == ("base", LLAMA)
     assert [file.name for file in found.licence_files] == ["LICENSE", "NOTICE.txt"]
+
+
+def test_the_built_in_model_states_its_licence() -> None:
+    config = PretrainedModel("built-in").configuration()
+    assert base_model(config) == BaseModel("tiny", {"license": "apache-2.0"})
 
 
 def test_a_licence_in_the_configuration_counts_when_the_card_has_none(tmp_path: Path) -> None:

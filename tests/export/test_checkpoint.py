@@ -208,6 +208,22 @@ def test_an_unwritable_place_is_a_store_error(tmp_path: Path) -> None:
         export_checkpoint(zoo_decoder("llama"), never_read, tmp_path / "file" / "m", provenance={})
 
 
+def test_a_disk_that_is_full_at_the_tokenizer_is_a_store_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tokenizers library raises the bare class, met on a full tmpfs.
+    decoder = zoo_decoder("llama")
+    structures = structures_from(decoder, keep_every_other)
+
+    def full(self: object, directory: Path) -> None:
+        raise Exception("No space left on device (os error 28)")
+
+    monkeypatch.setattr(type(decoder.tokenizer), "save_pretrained", full)
+    with pytest.raises(StoreError, match=r"cannot write the pruned model.*No space left on device"):
+        export_checkpoint(decoder, structures.__getitem__, tmp_path / "m", provenance={})
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_first_block_without_attention_is_refused(tmp_path: Path) -> None:
     decoder = zoo_decoder("llama")
     structures = structures_from(decoder, lambda s: [])

@@ -25,12 +25,15 @@ kept_heads = st.sets(st.integers(0, 11), min_size=1).map(sorted)
 
 
 def streamed_logits(
-    decoder: Decoder, structures: dict[SublayerId, Structure], tokens: torch.Tensor
+    decoder: Decoder,
+    structures: dict[SublayerId, Structure],
+    tokens: torch.Tensor,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
     context = decoder.context(tokens.shape[1])
     hidden = decoder.embed(tokens)
     for sublayer in decoder.sublayers:
-        sliced = sublayer.slice(structures[sublayer.id])
+        sliced = sublayer.slice(structures[sublayer.id], dtype)
         hidden = sublayer.forward(hidden, context, sliced)
     return functional.linear(decoder.final_norm(hidden), decoder.head)
 
@@ -47,6 +50,19 @@ def test_sliced_stream_computes_what_the_masked_stock_model_does(name: str, patt
     tokens = random_tokens(2, LENGTH)
     expected = masked_model(decoder, structures)(tokens).logits
     assert relative_error(streamed_logits(decoder, structures, tokens), expected) < FLOAT32
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("name", ZOO)
+def test_a_sliced_stream_can_compute_in_a_shorter_precision(name: str, pattern: str) -> None:
+    decoder = zoo_decoder(name)
+    structures = structures_from(decoder, PATTERNS[pattern])
+    tokens = random_tokens(2, LENGTH)
+    expected = masked_model(decoder, structures)(tokens).logits
+    logits = streamed_logits(decoder, structures, tokens, torch.bfloat16)
+    assert logits.dtype is torch.float32, "the residual stream lost its precision"
+    eight_bits = 0.05
+    assert relative_error(logits, expected) < eight_bits
 
 
 @pytest.mark.parametrize("name", ["llama", "llama_biased", "qwen3_tied"])

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from torch import Tensor
 
 from tests.references.one_by_one import block_outputs, logits_kl
-from tests.tiny import random_tokens, tiny_decoder
+from tests.tiny import random_tokens
 from tests.tolerance import FLOAT32, assert_close
 from tyr.errors import ConfigError
 from tyr.model.decoder import Decoder
@@ -25,12 +25,6 @@ from tyr.search.objective import (
 pytestmark = pytest.mark.usefixtures("no_grad")
 YAML = sorted((Path(__file__).parents[2] / "conf" / "objective").glob("*.yaml"))
 REASON = "float32, three blocks"
-
-
-@pytest.fixture(scope="module")
-def other() -> Decoder:
-    """A model that is not the teacher."""
-    return tiny_decoder(seed=1)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 24, 10_000])

@@ -37,6 +37,7 @@ def evaluator(
     *,
     objective: Objective | None = None,
     batch_tokens: int = 8192,
+    compute_dtype: torch.dtype | None = None,
 ) -> PopulationEvaluator:
     chosen = objective or KdLogits()
     blocks = chosen.observed_blocks(decoder.units.num_blocks)
@@ -46,6 +47,7 @@ def evaluator(
         objective=chosen,
         reference=dense_reference(decoder, text, blocks=blocks),
         batch_tokens=batch_tokens,
+        compute_dtype=compute_dtype,
     )
 
 
@@ -158,9 +160,9 @@ def test_each_structure_is_read_and_sliced_once(
         reads.append((sublayer.name, tuple(levels)))
         return read(self, sublayer, levels)
 
-    def counting_slice(self: Sublayer, structure: Any) -> Any:
+    def counting_slice(self: Sublayer, structure: Any, dtype: Any) -> Any:
         slices[self.name] += 1
-        return cut(self, structure)
+        return cut(self, structure, dtype)
 
     monkeypatch.setattr(SupernetStore, "read", counting_read)
     monkeypatch.setattr(Sublayer, "slice", counting_slice)
@@ -174,6 +176,19 @@ def test_each_structure_is_read_and_sliced_once(
     assert slices == {name: len(levels) for name, levels in used.items()}
 
 
+def record_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sequences of every sublayer forward from now on, filled as they run."""
+    sizes: list[int] = []
+    forward = Sublayer.forward
+
+    def recording(self: Sublayer, hidden: Tensor, context: Any, sliced: Any = None) -> Tensor:
+        sizes.append(hidden.shape[0])
+        return forward(self, hidden, context, sliced)
+
+    monkeypatch.setattr(Sublayer, "forward", recording)
+    return sizes
+
+
 def test_states_at_a_level_run_as_one_batch(
     decoder: Decoder,
     store: SupernetStore,
@@ -181,16 +196,9 @@ def test_states_at_a_level_run_as_one_batch(
     text: Tensor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sizes: list[int] = []
-    forward = Sublayer.forward
-
-    def counting(self: Sublayer, hidden: Tensor, context: Any, sliced: Any = None) -> Tensor:
-        sizes.append(hidden.shape[0])
-        return forward(self, hidden, context, sliced)
-
     fast = evaluator(decoder, store, text, batch_tokens=8192)
     narrow = evaluator(decoder, store, text, batch_tokens=2 * 60)
-    monkeypatch.setattr(Sublayer, "forward", counting)
+    sizes = record_batch_sizes(monkeypatch)
     candidates = offspring(grid, 20)
     used = sum(len({levels[place] for levels in candidates}) for place in range(6))
     result = fast.evaluate(candidates, WHOLE)
@@ -208,15 +216,8 @@ def test_a_state_larger_than_a_batch_is_split(
     text: Tensor,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    sizes: list[int] = []
-    forward = Sublayer.forward
-
-    def counting(self: Sublayer, hidden: Tensor, context: Any, sliced: Any = None) -> Tensor:
-        sizes.append(hidden.shape[0])
-        return forward(self, hidden, context, sliced)
-
     fast = evaluator(decoder, store, text, batch_tokens=2 * 12)
-    monkeypatch.setattr(Sublayer, "forward", counting)
+    sizes = record_batch_sizes(monkeypatch)
     fast.evaluate(offspring(grid, 3), WHOLE)
     assert set(sizes) == {1, 2}
 
@@ -293,3 +294,19 @@ def test_evaluation_leaves_the_model_and_the_text_as_they_were(
     assert fast.evaluate(offspring(grid, 4), WHOLE).losses == first
     for name, parameter in decoder.model.named_parameters():
         assert torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_shorter_precision_keeps_the_ranking(
+    decoder: Decoder, store: SupernetStore, grid: LevelGrid, text: Tensor, name: str
+) -> None:
+    objective, _ = OBJECTIVES[name]
+    exact = evaluator(decoder, store, text, objective=objective)
+    short = evaluator(decoder, store, text, objective=objective, compute_dtype=torch.bfloat16)
+    candidates = list(dict.fromkeys(offspring(grid, 40)))
+    wide = torch.tensor(exact.evaluate(candidates, WHOLE).losses)
+    losses = torch.tensor(short.evaluate(candidates, WHOLE).losses)
+    assert not torch.equal(wide, losses), "nothing was computed in bfloat16"
+    assert_close(losses, wide, tolerance=0.02, reason="bfloat16 has eight bits")
+    ranks = torch.stack([wide.argsort().argsort(), losses.argsort().argsort()]).double()
+    assert torch.corrcoef(ranks)[0, 1] > 0.99

@@ -14,7 +14,8 @@ from tests.search.test_population import OBJECTIVES, evaluator, offspring
 from tests.tolerance import assert_close
 from tyr.model.decoder import Decoder
 from tyr.processes import ALONE, ProcessGroup
-from tyr.search.evolution import Evaluator, EvolutionarySearch, SearchState
+from tyr.search.evolution import EvolutionarySearch, SearchState
+from tyr.search.ledger import Evaluator
 from tyr.search.mutation import Levels
 from tyr.search.population import PopulationLosses
 from tyr.search.selection import Sample

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 from collections import Counter
@@ -21,6 +22,7 @@ from tyr.calibrate.stream import Stream
 from tyr.errors import NumericsError, StoreError
 from tyr.events import SublayerPruned
 from tyr.model.decoder import Decoder
+from tyr.model.sublayer import Structure
 from tyr.prune.criterion import Random, SecondOrder, Taylor
 from tyr.prune.local import LocalPruner
 from tyr.prune.target import CorrectedTarget, SelfTarget
@@ -242,6 +244,52 @@ def test_a_damaged_sublayer_is_rebuilt_alone_to_the_same_bytes(
     build_in(tmp_path, decoder, tokens, way).run(again.append)
     assert hashes(tmp_path) == before
     assert [event.sublayer.name for event in again if not event.resumed] == ["001.attn"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_flipped_byte_costs_one_sublayer_and_changes_no_byte_of_the_rest(
+    tmp_path: Path, decoder: Decoder, tokens: Tensor, seed: int
+) -> None:
+    rng = random.Random(seed)
+    store = Build(decoder, tokens, tmp_path).run()
+    before = hashes(tmp_path)
+    damaged = rng.choice(stream_order(3))
+    path = store.path(damaged)
+    content = bytearray(path.read_bytes())
+    header = 8 + int.from_bytes(content[:8], "little")
+    offset = rng.randrange(header) if seed % 2 else rng.randrange(header, len(content))
+    content[offset] ^= rng.randrange(1, 256)
+    path.write_bytes(content)
+    written = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.safetensors")}
+    again: list[SublayerPruned] = []
+    Build(decoder, tokens, tmp_path).run(again.append)
+    assert hashes(tmp_path) == before
+    assert [event.sublayer for event in again if not event.resumed] == [damaged]
+    assert [f for f, time in written.items() if f.stat().st_mtime_ns != time] == [path]
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_the_stream_moves_on_with_structures_as_stored(
+    tmp_path: Path, tokens: Tensor, way: Way, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Handed over from memory, they must be what a resumed build reads: rounded, in one order.
+    decoder = tiny_decoder(storage_dtype=torch.bfloat16)
+    mixed: list[dict[int, Structure]] = []
+    mix = type(way.accumulation).mix
+
+    def spy(self: Any, sublayer: Any, structures: Any, *, rng: Any) -> Tensor:
+        mixed.append(dict(structures))
+        return mix(self, sublayer, structures, rng=rng)
+
+    monkeypatch.setattr(type(way.accumulation), "mix", spy)
+    store = build_in(tmp_path, decoder, tokens, way).run()
+    for sublayer, handed in zip(stream_order(3), mixed, strict=True):
+        stored = store.read(sublayer)
+        assert list(handed) == list(stored)
+        for level, structure in stored.items():
+            assert handed[level].weight.dtype == torch.bfloat16
+            assert torch.equal(handed[level].weight, structure.weight)
+            assert torch.equal(handed[level].kept, structure.kept)
 
 
 def test_a_complete_supernet_costs_nothing_to_build_again(

@@ -27,6 +27,7 @@ def settings(**changes: Any) -> SupernetSettings:
         ({"keep": "some"}, "supernet.keep must be one of last, all, none, got 'some'"),
         ({"batch_tokens": 0}, "batch_tokens >= 1"),
         ({"feature_bytes": -1}, "feature_bytes >= 0"),
+        ({"matmul_precision": "low"}, "supernet.matmul_precision must be one of .* got 'low'"),
         ({"accumulation": "uniform"}, "write accumulation=uniform"),
     ],
 )

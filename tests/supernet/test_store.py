@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import logging
+import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from tyr.errors import StoreError, TyrError
 from tyr.model.sublayer import Structure
 from tyr.sparsity import SublayerId
 from tyr.supernet import store as store_module
-from tyr.supernet.store import SupernetStore
+from tyr.supernet.store import FORMAT, SupernetStore
 
 FIRST, SECOND = SublayerId(0, "attn"), SublayerId(0, "ffn")
 HEADER = {"grid": {"step": {"attn": 1}}, "seed": 0}
@@ -73,6 +75,59 @@ def test_some_levels_are_read_alone(tmp_path: Path) -> None:
     assert list(store.read(FIRST, [2, -1, 2])) == [-1, 2]
     assert store.read(FIRST, []) == {}
     assert same(store.read(FIRST, [0])[0], structures()[0])
+
+
+WANTED = [(SECOND, None), (FIRST, [2, -1, 2]), (FIRST, []), (SECOND, {0})]
+
+
+def test_reading_ahead_gives_what_reading_gives(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    ahead = list(store.read_ahead(WANTED))
+    at_once = [store.read(sublayer, levels) for sublayer, levels in WANTED]
+    assert [list(levels) for levels in ahead] == [[-1, 0, 2], [-1, 2], [], [0]]
+    for left, right in zip(ahead, at_once, strict=True):
+        assert all(same(left[level], right[level]) for level in right)
+    assert list(store.read_ahead([])) == []
+
+
+def test_the_next_sublayer_is_read_while_this_one_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = filled(tmp_path)
+    started = [threading.Event(), threading.Event()]
+    threads: set[str] = set()
+    read = SupernetStore.read
+
+    def reading(self: SupernetStore, sublayer: SublayerId, levels: object = None) -> object:
+        threads.add(threading.current_thread().name)
+        started[sublayer.index].set()
+        return read(self, sublayer)
+
+    monkeypatch.setattr(SupernetStore, "read", reading)
+    coming = store.read_ahead([(FIRST, None), (SECOND, None)])
+    next(coming)
+    assert started[1].wait(10), "the second is read before it is asked for"
+    assert threading.current_thread().name not in threads
+    coming.close()  # type: ignore[attr-defined]
+    assert not [t for t in threading.enumerate() if t.name.startswith("supernet-reader")]
+
+
+def test_what_was_read_ahead_outlives_its_file(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    [read] = list(store.read_ahead([(FIRST, [0])]))
+    with store.path(FIRST).open("r+b") as file:
+        file.seek(-500, 2)
+        file.write(bytes(500))
+    assert same(read[0], structures()[0])
+
+
+def test_reading_ahead_fails_at_the_turn_of_what_is_damaged(tmp_path: Path) -> None:
+    store = filled(tmp_path)
+    store.path(SECOND).unlink()
+    coming = store.read_ahead([(FIRST, None), (SECOND, None)])
+    assert same(next(coming)[0], structures()[0])
+    with pytest.raises(StoreError, match=r"000\.ffn from .*resume=true"):
+        next(coming)
 
 
 def test_writing_again_replaces(tmp_path: Path) -> None:
@@ -140,6 +195,41 @@ def test_damage_is_noticed_and_only_that_sublayer_forgotten(
     assert reopened(tmp_path).forget_damaged() == [], "the manifest has forgotten it too"
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_one_flipped_bit_anywhere_in_a_file_is_noticed(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    store = filled(tmp_path)
+    path, other = rng.sample([store.path(FIRST), store.path(SECOND)], 2)
+    content = bytearray(path.read_bytes())
+    header = 8 + int.from_bytes(content[:8], "little")
+    # length of the header, header, and data in turn
+    start, stop = [(0, 8), (8, header), (header, len(content))][seed % 3]
+    content[rng.randrange(start, stop)] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+    assert reopened(tmp_path).forget_damaged() == [path.stem]
+    assert other.stem not in reopened(tmp_path).forget_damaged()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_flipped_bit_in_the_manifest_never_passes_for_the_truth(
+    tmp_path: Path, seed: int
+) -> None:
+    """Whatever is still in the store afterwards is what was written."""
+    rng = random.Random(seed)
+    filled(tmp_path)
+    manifest = tmp_path / "manifest.json"
+    content = bytearray(manifest.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(7)
+    manifest.write_bytes(content)
+    store = reopened(tmp_path)
+    store.forget_damaged()
+    written = {FIRST: structures(), SECOND: structures(columns=2)}
+    for sublayer, expected in written.items():
+        if sublayer in store:
+            assert store.errors(sublayer) == ERRORS
+            assert all(same(store.read(sublayer)[level], expected[level]) for level in expected)
+
+
 def test_a_file_that_no_manifest_names_is_not_there(tmp_path: Path) -> None:
     # Killed between writing the structures and writing the manifest.
     filled(tmp_path)
@@ -158,7 +248,7 @@ def test_a_file_that_no_manifest_names_is_not_there(tmp_path: Path) -> None:
     assert not (tmp_path / "000.ffn.tmp").exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 1}', "\x00\xff", "null"])
+@pytest.mark.parametrize("content", ["", "{", "[]", f'{{"format": {FORMAT}}}', "\x00\xff", "null"])
 def test_a_damaged_manifest_starts_afresh_and_says_so(
     tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -191,7 +281,7 @@ def test_a_full_disk_is_an_error_with_a_next_step_and_leaves_no_half_file(
 ) -> None:
     store = filled(tmp_path)
 
-    def full(tensors: object, path: Path) -> None:
+    def full(tensors: object, path: Path, **more: object) -> None:
         path.write_bytes(b"half")
         raise error
 

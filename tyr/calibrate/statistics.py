@@ -1,8 +1,9 @@
 """Second-moment statistics of a sublayer's features over the calibration text.
 
 H = XᵀX (Section 2.2) and, for the corrected target, the cross moments with the dense stream.
-Products of a batch are formed in float32 (bf16 inputs on CUDA multiply in bf16 and return float32)
-and added up in float32 or better; sums run in batch order, so a repeated run is bit-identical.
+Products of a batch are formed in float32 (half-precision inputs on accelerators multiply as they
+are and return float32) and added up in float32 or better; sums run in batch order, so a repeated
+run is bit-identical.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from tyr.devices import wide_mm
 from tyr.linalg import solve_dtype
 from tyr.processes import Processes
 
@@ -50,18 +52,14 @@ def gram(features: Tensor) -> Tensor:
         stop = min(start + STRIP, width)
         total[start:stop, start:] = cross_gram(features[:, start:stop], features[:, start:])
         total[stop:, start:stop] = total[start:stop, stop:].mT
+        square = total[start:stop, start:stop]  # an accelerator may sum its halves in two orders
+        square.copy_(square.triu() + square.triu(1).mT)
     return total
 
 
 def cross_gram(left: Tensor, right: Tensor) -> Tensor:
-    """leftᵀ·right over tokens: (N, a), (N, b) -> (a, b), float32.
-
-    bf16 products are exact in float32, so on CUDA the bf16 tensor cores give the float32 result
-    several times faster than casting first.
-    """
-    if left.is_cuda and left.dtype == torch.bfloat16 and right.dtype == torch.bfloat16:
-        return torch.mm(left.mT, right, out_dtype=torch.float32)
-    return left.float().mT @ right.float()
+    """leftᵀ·right over tokens: (N, a), (N, b) -> (a, b), float32. See `wide_mm`."""
+    return wide_mm(left.mT, right)
 
 
 def collect(

@@ -39,6 +39,13 @@ def generation_metrics(event: GenerationFinished) -> dict[str, float]:
         "search/sublayer_evaluations": event.sublayer_evaluations,
         "search/dense_sublayer_evaluations": event.dense_sublayer_evaluations,
     }
+    optional = {
+        "search/screened": event.screened,
+        "search/raced_out": event.raced_out,
+        "search/archive_hits": event.archive_hits,
+        "search/surrogate_rank_correlation": event.surrogate_rank_correlation,
+    }
+    metrics.update({key: value for key, value in optional.items() if value is not None})
     for index, stage in enumerate(event.stages):
         if stage.losses:
             metrics[f"search/stage{index}_min"] = min(stage.losses)

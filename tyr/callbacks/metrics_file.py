@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tyr.callbacks.rows import COLUMNS, Row, RowKey, row_key
 from tyr.errors import ResumeError
-from tyr.files import write_text
+from tyr.files import write_text, writing
 
 METRICS_FILE = "metrics.csv"
 
@@ -71,7 +71,7 @@ class MetricsFile:
         if known is not None:
             self._rewrite()
             return
-        with self.path.open("a", encoding="utf-8", newline="") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8", newline="") as file:
             file.write(_text([row]))
 
     def _rewrite(self) -> None:

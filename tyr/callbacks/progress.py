@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tyr.callbacks.latency import LATENCY_FILE
 from tyr.callbacks.plan import Plan
 from tyr.callbacks.results import format_perplexity, format_seconds, verdict
 from tyr.errors import ConfigError
@@ -32,7 +33,13 @@ if TYPE_CHECKING:
     from tyr.callbacks.live import LiveRegion
 
 # In the order a reader wants them; the exported model comes first.
-RESULT_FILES = {"report": "report.html", "metrics": "metrics.csv", "summary": "summary.json"}
+RESULT_FILES = {
+    "gguf": "model.gguf",
+    "report": "report.html",
+    "metrics": "metrics.csv",
+    "summary": "summary.json",
+    "latency": LATENCY_FILE,
+}
 
 
 class Progress(Callback):

@@ -13,6 +13,8 @@ from pathlib import Path
 from tyr.callbacks import markup
 from tyr.callbacks.heatmap import FIGURE_NAMES, FIGURES_DIR
 from tyr.callbacks.history import GenerationPoint
+from tyr.callbacks.latency import FIGURE_NAME as LATENCY_FIGURE
+from tyr.callbacks.latency import LATENCY_FILE
 from tyr.callbacks.plan import TITLES
 from tyr.callbacks.results import (
     format_count,
@@ -50,11 +52,19 @@ _FIGURES: Mapping[str, tuple[str, str]] = {
         "text. Level 0 is the iteration's starting allocation, the dashed line the sparsest "
         "structure in the supernet; 1 means nothing of the output is left.",
     ),
+    LATENCY_FIGURE: (
+        "How fast the model runs",
+        "Medians and quartiles of dense and pruned taking turns in one process. A prefill cannot "
+        "gain more than its arithmetic shrank, decoding no more than the bytes it reads: see "
+        "prefill_flops and decode_bytes in latency.csv.",
+    ),
 }
 _FILES = {
+    "model.gguf": "the same for llama.cpp",
     "summary.json": "every number of this page",
     "metrics.csv": "one row per event of the run",
     "allocation.json": "units removed from every sublayer",
+    LATENCY_FILE: "how fast every model ran",
     "config.yaml": "the resolved configuration",
     "environment.json": "versions, commit, device, seed",
     "figures": "the figures as PNG and SVG",
@@ -103,7 +113,7 @@ def results_note(removed: Allocation, uniform: Allocation) -> str:
 def figures(run_dir: Path) -> str:
     """Every figure that was drawn, with what to look at."""
     parts = []
-    for name in FIGURE_NAMES:
+    for name in (*FIGURE_NAMES, LATENCY_FIGURE):
         path = run_dir / FIGURES_DIR / f"{name}.svg"
         if path.exists():
             title, caption = _FIGURES[name]

@@ -40,6 +40,10 @@ COLUMNS = (
     "parent_loss",
     "stages",
     "allocation",
+    "screened",
+    "raced_out",
+    "archive_hits",
+    "surrogate_rank_correlation",
     "errors",
     "perplexity",
     "kl",
@@ -95,6 +99,10 @@ def generation_row(event: GenerationFinished) -> Row:
         parent_loss=event.parent_loss,
         stages=_json([_stage_summary(stage) for stage in event.stages]),
         allocation=_json(event.allocation.as_dict()),
+        screened=event.screened,
+        raced_out=event.raced_out,
+        archive_hits=event.archive_hits,
+        surrogate_rank_correlation=event.surrogate_rank_correlation,
     )
 
 

@@ -9,7 +9,8 @@ values are JSON. Losses are as the objective reports them, `iteration` and `gene
                 errors {level: relative reconstruction error}
     generation  iteration, generation, generations, seconds, evaluated_tokens, sublayer_evaluations,
                 dense_sublayer_evaluations, best_loss, parent_loss, stages [{num_tokens, candidates,
-                best, mean}], allocation {kind: removed units per block}
+                best, mean}], allocation {kind: removed units per block}; with the options that save
+                tokens also screened, raced_out, archive_hits, surrogate_rank_correlation
     search      iteration, best_loss, allocation
     evaluation  name, perplexity, kl (nats per token), parameters, backbone_parameters, bytes, tasks
                 {task: {metric, value, stderr, examples, chance}}

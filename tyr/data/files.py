@@ -9,15 +9,13 @@ than is needed. It deliberately neither shuffles, cleans nor samples.
 
 from __future__ import annotations
 
-import codecs
-import json
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from tyr.data.rows import missing_field, text_of
+from tyr.data.rows import decoded, json_rows, missing_field, text_of
 from tyr.data.tokens import SplitSizes, TokenSplits
 from tyr.errors import DataError
 
@@ -79,7 +77,7 @@ def read_txt(path: Path, field: str) -> Iterator[str]:
     with path.open("rb") as file:
         offset = 0
         while raw := file.read(_PIECE_BYTES) + file.readline():
-            text = _decode(raw, path, offset)
+            text = decoded(raw, path, offset)
             yield text if offset else text.removeprefix("\ufeff")
             offset += len(raw)
 
@@ -90,13 +88,8 @@ def read_jsonl(path: Path, field: str) -> Iterator[str]:
     Raises:
         DataError: a line is not a JSON object with text under `field`; names the line.
     """
-    with path.open("rb") as file:
-        offset = 0
-        for number, raw in enumerate(file, start=1):
-            line = _decode(raw, path, offset).removeprefix("\ufeff")
-            offset += len(raw)
-            if line.strip():
-                yield _field_of(line, field, where=f"{path}, line {number}")
+    for where, row in json_rows(path):
+        yield text_of(row, field, where=where)
 
 
 def read_parquet(path: Path, field: str) -> Iterator[str]:
@@ -146,31 +139,6 @@ def _check_file(path: Path, field: str) -> None:
         raise DataError(f"data.path={path} is empty (its first {len(head)} bytes); give text")
     if suffix == ".txt":
         # A character that the end of the head cuts in two is no error.
-        _decode(head, path, 0, final=len(head) < _HEAD_BYTES)
+        decoded(head, path, 0, final=len(head) < _HEAD_BYTES)
     elif next(_READERS[suffix](path, field), None) is None:
         raise DataError(f"data.path={path} has no rows; give text")
-
-
-def _decode(raw: bytes, path: Path, offset: int, *, final: bool = True) -> str:
-    """Text of the bytes that begin at `offset` of the file."""
-    expected = "expected UTF-8 text; convert it or name another file"
-    if (nul := raw.find(b"\0")) >= 0:
-        raise DataError(f"{path} is binary: a NUL byte at offset {offset + nul}; {expected}")
-    try:
-        return codecs.getincrementaldecoder("utf-8")().decode(raw, final)
-    except UnicodeDecodeError as error:
-        bad = offset + error.start
-        raise DataError(f"{path} is not UTF-8: {error.reason} at byte {bad}; {expected}") from error
-
-
-def _field_of(line: str, field: str, *, where: str) -> str:
-    """Text under `field` of one JSON line."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(
-            f"{where} is not JSON ({error}); expected one object per line, and .txt for plain text"
-        ) from error
-    if not isinstance(row, dict):
-        raise DataError(f'{where} is a {type(row).__name__}; expected an object {{"{field}": ...}}')
-    return text_of(row, field, where=where)

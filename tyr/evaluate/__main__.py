@@ -15,15 +15,20 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from tyr.errors import ModelError, TyrError
+from tyr.errors import ConfigError, ModelError, TyrError
 from tyr.evaluate.harness import Harness, Questions
 from tyr.evaluate.questions import FileTasks, HubTasks
 from tyr.evaluate.scores import CAPTION, average, retained, score_table
 from tyr.events import TaskScore
 from tyr.files import write_json
+from tyr.memory import check_fits, device_bytes
+from tyr.model.directory import check_model_directory
+
+# What transformers raises on files it cannot use.
+UNREADABLE = (OSError, ValueError, RuntimeError, KeyError, AttributeError, SafetensorError)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,13 +75,14 @@ def evaluate(given: argparse.Namespace) -> None:
     harness = Harness(_questions(given), given.metric, given.limit, given.batch_tokens)
     paths = {"dense": given.dense} if given.dense else {}
     paths["model"] = given.model
+    device = _device(given.device)
     for path in paths.values():
-        check_model(path)
+        check_model(path, device)
     errors = Console(stderr=True)
     scores = {}
     for name, path in paths.items():
         errors.print(f"{name}: {path}", markup=False, highlight=False, soft_wrap=True)
-        model, tokenizer = load(path, _device(given.device))
+        model, tokenizer = load(path, device)
         scores[name] = harness.scores(model, tokenizer, progress=errors.is_terminal)
         del model  # the next one needs its memory
     if given.output:
@@ -86,17 +92,27 @@ def evaluate(given: argparse.Namespace) -> None:
     console.print(CAPTION, style="dim")
 
 
-def check_model(path: str) -> None:
-    """Refuse what is not a model before any weights are read.
+def check_model(path: str, device: torch.device) -> None:
+    """Refuse what is not a model, or too large, before any weights are read.
 
     Raises:
-        ModelError: a local path without a config.json.
+        ModelError: a local path without a model, or more weights than free memory.
     """
-    local = path.startswith((".", "/", "~")) or Path(path).exists()
-    if local and not (Path(path).expanduser() / "config.json").is_file():
-        raise ModelError(
-            f"{path} holds no config.json: expected a model directory, such as RUN_DIR/model"
-        )
+    if _is_local(path):
+        check_model_directory(Path(path).expanduser())
+    try:
+        config = AutoConfig.from_pretrained(_expanded(path), trust_remote_code=True)
+        with torch.device("meta"):  # shapes without memory
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=True)
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    stored = getattr(config, "dtype", None) or torch.float32
+    size = torch.float32.itemsize if device.type == "cpu" else stored.itemsize
+    check_fits(
+        size * sum(parameter.numel() for parameter in model.parameters()),
+        device_bytes(device),
+        what=f"for the weights of {path}; choose another --device or a larger machine",
+    )
 
 
 def load(path: str, device: torch.device) -> tuple[Any, Any]:
@@ -105,19 +121,33 @@ def load(path: str, device: torch.device) -> tuple[Any, Any]:
     Raises:
         ModelError: one of them cannot be read.
     """
-    path = str(Path(path).expanduser()) if path.startswith("~") else path
+    path = _expanded(path)
     dtype = torch.float32 if device.type == "cpu" else "auto"
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
         model, loading = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, trust_remote_code=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ModelError(f"cannot load {path}: {reason}") from error
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
     if loading["missing_keys"]:  # transformers would fill them with random numbers
         raise ModelError(f"{path} lacks weights, e.g. {min(loading['missing_keys'])}")
     return model.to(device), tokenizer
+
+
+def _is_local(path: str) -> bool:
+    """Whether this is a path rather than a name on the hub, `owner/model`."""
+    looks = path.startswith((".", "/", "~")) or path.count("/") > 1
+    return looks or Path(path).exists() or ("/" in path and Path(path).parent.is_dir())
+
+
+def _expanded(path: str) -> str:
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
+def _unreadable(path: str, error: BaseException) -> ModelError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return ModelError(f"cannot load {path}: {reason}")
 
 
 def _questions(given: argparse.Namespace) -> Questions:
@@ -127,7 +157,11 @@ def _questions(given: argparse.Namespace) -> Questions:
 
 def _device(name: str | None) -> torch.device:
     if name is not None:
-        return torch.device(name)
+        try:
+            return torch.empty(0, device=name).device
+        except (RuntimeError, AssertionError) as error:  # unknown; or torch has no such backend
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"--device {name} cannot be used here: {reason}") from error
     found = torch.accelerator.current_accelerator(check_available=True)
     return found or torch.device("cpu")
 

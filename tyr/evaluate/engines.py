@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
 
+from tyr.devices import synchronize
 from tyr.errors import ConfigError
 from tyr.evaluate.peak import PeakTensors
 from tyr.evaluate.work import Work, count_work
@@ -175,8 +176,7 @@ class TorchEngine:
         return tokens.to(self._model.device)
 
     def _wait(self) -> None:
-        if self._model.device.type != "cpu":
-            torch.accelerator.synchronize(self._model.device)
+        synchronize(self._model.device)
 
 
 def _next(forward: Callable[..., Any], tokens: Tensor, cache: Any) -> Tensor:

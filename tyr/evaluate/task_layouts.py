@@ -8,11 +8,12 @@ second time. Every row of a file is checked, because lm-eval would fail in the m
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tyr.data.rows import json_rows
 from tyr.errors import DataError
 
 GROUP = "blimp"
@@ -115,34 +116,11 @@ def check_file(path: Path, layout: Layout) -> None:
             named), or there are too few rows.
     """
     count = 0
-    for where, row in _rows(path):
+    for where, row in json_rows(path):
         _check_row(row, layout, where)
         count += 1
     if count < FEWEST_EXAMPLES:
         raise DataError(f"{path} has {count} rows; expected at least {FEWEST_EXAMPLES}")
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Place and content of every line that is not blank."""
-    try:
-        lines = path.read_text(encoding="utf-8").split(
-            "\n"
-        )  # not splitlines: texts may hold U+2028
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{where} is not JSON ({error}); expected one object per line"
-            ) from error
-        if not isinstance(row, dict):
-            raise DataError(f"{where} is a {type(row).__name__}; expected an object")
-        yield where, row
 
 
 def _check_row(row: Mapping[str, Any], layout: Layout, where: str) -> None:

@@ -35,7 +35,9 @@ from tyr.export.tensors import (
     other_tensors,
     sublayer_part,
 )
+from tyr.layout import Layout
 from tyr.model.decoder import Decoder
+from tyr.model.loading import ModelSource
 from tyr.model.sublayer import Structure
 from tyr.sparsity import SublayerId, UnitCounts
 
@@ -80,6 +82,11 @@ class HuggingFaceExport:
         self._max_shard_bytes = check_shard_bytes(max_shard_bytes)
         self._configure = configure
 
+    def check(
+        self, source: ModelSource, units: UnitCounts, *, sparsity: float, layout: Layout
+    ) -> None:
+        """Every model that can be pruned can be written."""
+
     def export(
         self,
         decoder: Decoder,
@@ -100,6 +107,11 @@ class HuggingFaceExport:
 
 class NoExport:
     """Writes no model; `export=none`."""
+
+    def check(
+        self, source: ModelSource, units: UnitCounts, *, sparsity: float, layout: Layout
+    ) -> None:
+        """Nothing to refuse."""
 
     def export(
         self,
@@ -135,7 +147,7 @@ def export_checkpoint(
         StoreError: the directory holds something, or writing failed.
     """
     directory = Path(directory)
-    _check_target(directory)
+    check_target(directory)
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by a killed export
     try:
@@ -157,7 +169,12 @@ def export_checkpoint(
     return _measure(decoder, directory)
 
 
-def _check_target(directory: Path) -> None:
+def check_target(directory: Path) -> None:
+    """Refuse to write into what is there.
+
+    Raises:
+        StoreError: it is a file, or a directory that holds something.
+    """
     if directory.is_dir() and not any(directory.iterdir()):
         return
     if directory.exists():
@@ -237,11 +254,21 @@ def _write_code(decoder: Decoder, directory: Path, config: PretrainedConfig, *, 
     if code:
         source = Path(modeling_tyr.__file__)
         shutil.copyfile(source, directory / source.name)
-    decoder.tokenizer.save_pretrained(directory)
+    _write_tokenizer(decoder, directory)
     generation: Any = getattr(decoder.model, "generation_config", None)
     if generation is not None and _has_generation_file(decoder, generation):
         # Not `save_pretrained`: it refuses settings that published models do have.
         generation.to_json_file(directory / GENERATION)
+
+
+def _write_tokenizer(decoder: Decoder, directory: Path) -> None:
+    try:
+        decoder.tokenizer.save_pretrained(directory)
+    except Exception as error:
+        if type(error) is not Exception:
+            raise
+        # The tokenizers library says so of a full disk, and of nothing else while it writes.
+        raise OSError(str(error)) from error
 
 
 def _has_generation_file(decoder: Decoder, generation: Any) -> bool:

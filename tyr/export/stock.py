@@ -20,6 +20,7 @@ from tyr.export.config import PrunedSizes
 from tyr.layout import Layout
 from tyr.model.architecture import architecture_of, head_size
 from tyr.model.decoder import Decoder
+from tyr.model.loading import ModelSource
 from tyr.sparsity import UnitCounts, uniform_allocation
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
@@ -56,6 +57,12 @@ class StockExport(HuggingFaceExport):
 
     def __init__(self, max_shard_bytes: int = SHARD_BYTES) -> None:
         super().__init__(max_shard_bytes, configure=stock_config)
+
+    def check(
+        self, source: ModelSource, units: UnitCounts, *, sparsity: float, layout: Layout
+    ) -> None:
+        """See `check_stock`."""
+        check_stock(source.configuration(), units, sparsity=sparsity, layout=layout)
 
 
 def resized(config: PretrainedConfig, changes: Mapping[str, Any]) -> PretrainedConfig:

@@ -55,7 +55,7 @@ class Context:
 
 @dataclass(frozen=True)
 class SlicedWeights:
-    """Parameters of a sublayer restricted to a structure, in compute precision.
+    """Parameters of a sublayer restricted to a structure, all in one precision.
 
     Args:
         parameters: input-side parameters by name (q/k/v or gate/up, with biases).
@@ -168,19 +168,26 @@ class Sublayer:
         groups = self.dense_groups if sliced is None else sliced.query_groups
         core = self._core(groups)
         parameters = {} if sliced is None else dict(sliced.parameters)
-        normed = self._norm(hidden)
+        normed: Tensor = self._norm(hidden)
+        if sliced is not None:
+            normed = normed.to(sliced.output.dtype)
         if self.id.kind == "ffn":
             return cast(Tensor, functional_call(core, parameters, (normed,)))
         arguments = {
             "hidden_states": normed,
-            "position_embeddings": context.position_embeddings,
+            "position_embeddings": [part.to(normed.dtype) for part in context.position_embeddings],
             "attention_mask": context.attention_masks[self.window],
         }
         return cast(Tensor, functional_call(core, parameters, (), arguments)[0])
 
     def project(self, hidden: Tensor, features: Tensor, weight: Tensor) -> Tensor:
-        """Residual plus output projection: (B, T, C), (B, T, K), (C, K) -> (B, T, C)."""
-        return hidden + functional.linear(features, weight, self.output_bias)
+        """Residual plus output projection: (B, T, C), (B, T, K), (C, K) -> (B, T, C).
+
+        The residual stream keeps its precision, also where the product is in a shorter one.
+        """
+        bias = self.output_bias
+        product = functional.linear(features, weight, None if bias is None else bias.to(weight))
+        return hidden + product
 
     def forward(
         self, hidden: Tensor, context: Context, sliced: SlicedWeights | None = None
@@ -192,19 +199,35 @@ class Sublayer:
             return hidden if self.output_bias is None else hidden + self.output_bias
         return self.project(hidden, self.features(hidden, context, sliced), sliced.output)
 
-    def slice(self, structure: Structure) -> SlicedWeights:
-        """Gather the parameters of a structure, in the precision the module computes in."""
+    def slice(self, structure: Structure, dtype: torch.dtype | None = None) -> SlicedWeights:
+        """Gather the parameters of a structure.
+
+        Args:
+            structure: what to keep.
+            dtype: precision to compute in; default: the stock module's.
+        """
         dense = self.output_weight
-        output = structure.weight.to(device=dense.device, dtype=dense.dtype)
+        output = structure.weight.to(device=dense.device, dtype=dtype or dense.dtype)
+        gathered, query_groups = self._sliced_inputs(structure)
+        if output.dtype != dense.dtype:  # also what is not sliced, such as Qwen3's q_norm
+            inner = {n: p for n, p in self._stock.named_parameters() if n not in gathered}
+            del inner[f"{self._output_name}.weight"]
+            inner.pop(f"{self._output_name}.bias", None)
+            gathered = {n: p.to(output.dtype) for n, p in {**inner, **gathered}.items()}
+        return SlicedWeights(gathered, output, query_groups)
+
+    def _sliced_inputs(self, structure: Structure) -> tuple[dict[str, Tensor], int]:
+        """Input-side parameters that lose rows, and the query heads per KV head."""
+        dense = self.output_weight
         kept = structure.kept.to(dense.device)
         if self.id.kind == "ffn":
             rows = {self._arch.gate: kept, self._arch.up: kept}
-            return SlicedWeights(self._gather(rows), output, 0)
+            return self._gather(rows), 0
         layout = head_layout(self.kept_heads(structure.kept), self.dense_groups)
         query = self._head_rows(layout.query)
         key_value = self._head_rows(layout.key_value)
         names = {self._arch.query: query, self._arch.key: key_value, self._arch.value: key_value}
-        return SlicedWeights(self._gather(names), output, layout.query_groups)
+        return self._gather(names), layout.query_groups
 
     @property
     def window(self) -> int | None:

@@ -21,9 +21,9 @@ class UnitBlocks:
 
     Args:
         units: (U,), int64, which units they are.
-        weight: (U, D, C), current weight.
-        gradient: (U, D, C), G = H·W of the unpruned problem.
-        inverse: (U, D, D), diagonal blocks of the current inverse Hessian.
+        weight: (U, D, C), current weight, float32.
+        gradient: (U, D, C), G = H·W of the unpruned problem, float32.
+        inverse: (U, D, D), diagonal blocks of the current inverse Hessian, in solving precision.
     """
 
     units: Tensor
@@ -61,9 +61,10 @@ def second_order_term(blocks: UnitBlocks) -> Tensor:
     H⁻¹_uu is a block; the printed formula is its 1x1 case.
     """
     if blocks.inverse.shape[-1] == 1:
-        return 0.5 * dot(blocks.weight, blocks.weight) / blocks.inverse[:, 0, 0]
-    solved = torch.linalg.solve(blocks.inverse, blocks.weight)
-    return 0.5 * dot(blocks.weight, solved)
+        norms: Tensor = torch.linalg.vector_norm(blocks.weight.flatten(1), dim=1)
+        return 0.5 * norms.square() / blocks.inverse[:, 0, 0]
+    weight = blocks.weight.to(blocks.inverse.dtype)
+    return 0.5 * dot(weight, torch.linalg.solve(blocks.inverse, weight))
 
 
 class Taylor:

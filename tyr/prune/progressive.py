@@ -23,6 +23,10 @@ from tyr.prune.criterion import Criterion, UnitBlocks
 # brings its columns up to date with all that wait.
 PANEL = 128
 
+# W and G are read whole at every step, and only to rank units: half the bytes, half the time. What
+# is stored is solved from H in full precision, so no rounding of W reaches a structure.
+SCORE_DTYPE = torch.float32
+
 
 @dataclass(frozen=True)
 class LocalProblem:
@@ -92,8 +96,8 @@ class GreedyPass:
         self.start = start
         # Rows in memory order: the dense weight arrives transposed, which makes scoring four times
         # as slow.
-        self._weight = start.clone(memory_format=torch.contiguous_format)
-        self._gradient = problem.gradient.clone()
+        self._weight = _copy_rows(start)
+        self._gradient = _copy_rows(problem.gradient)
         count, size = problem.num_units, problem.unit_size
         everyone = torch.arange(count, device=start.device)
         self._unit = everyone.clone()  # slot -> unit
@@ -134,8 +138,9 @@ class GreedyPass:
         columns = torch.addmm(columns, waiting[:, rows].mT, waiting, alpha=-1)
         factor = cholesky(columns[:, rows], name=self.problem.name)
         part = torch.linalg.solve_triangular(factor, columns, upper=False)  # Zᵀ
-        change = torch.linalg.solve_triangular(factor, self._weight[rows], upper=False)
-        self._weight[:width].addmm_(part.mT, change, alpha=-1)
+        removed = self._weight[rows].to(factor.dtype)
+        change = torch.linalg.solve_triangular(factor, removed, upper=False)
+        self._weight[:width].addmm_(part.mT.to(SCORE_DTYPE), change.to(SCORE_DTYPE), alpha=-1)
         if size == 1:
             self._diagonal[:alive, 0, 0] -= part.square().sum(dim=0)
         else:
@@ -252,6 +257,11 @@ def _longest_first(nested: Sequence[Tensor]) -> Tensor:
     for larger, smaller in zip(nested[-2::-1], nested[:0:-1], strict=True):
         parts.append(larger[~torch.isin(larger, smaller)])
     return torch.cat(parts)
+
+
+def _copy_rows(matrix: Tensor) -> Tensor:
+    """A copy in `SCORE_DTYPE`, rows in memory order."""
+    return torch.empty(matrix.shape, dtype=SCORE_DTYPE, device=matrix.device).copy_(matrix)
 
 
 def _expand(units: Tensor, unit_size: int) -> Tensor:

@@ -11,33 +11,21 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import torch
 
 from tyr.errors import ConfigError
-from tyr.events import GenerationFinished, StageLosses
+from tyr.events import GenerationFinished
+from tyr.model.loading import parse_dtype
 from tyr.randomness import derive_generator
+from tyr.search.archive import Evaluation
+from tyr.search.economy import Economy
+from tyr.search.ledger import Evaluator, Ledger
 from tyr.search.mutation import Bounds, Levels, donors_by_kind, mutate
 from tyr.search.objective import Objective
-from tyr.search.population import PopulationLosses
-from tyr.search.selection import Sample, Stage, best_indices, draw_sample, parse_stages
-from tyr.sparsity import LevelGrid
-
-
-class Evaluator(Protocol):
-    """Scores level vectors; `PopulationEvaluator`, or a slow twin in tests."""
-
-    @property
-    def num_sequences(self) -> int:
-        """Sequences of the search text."""
-
-    @property
-    def length(self) -> int:
-        """Positions per sequence."""
-
-    def evaluate(self, candidates: Sequence[Levels], sample: Sample) -> PopulationLosses:
-        """Loss of every candidate on the sample."""
+from tyr.search.selection import Sample, draw_sample, parse_stages, sample_key
+from tyr.search.surrogate import Demand, Proposal, rank_correlation
+from tyr.sparsity import Allocation, LevelGrid
 
 
 @dataclass(frozen=True)
@@ -49,41 +37,14 @@ class SearchState:
         parent: levels of the current parent.
         loss: its loss on `sample_key`'s positions, infinite before the first generation.
         sample_key: the sample that loss was measured on.
+        evaluations: losses of this iteration, where an option of the search needs them.
     """
 
     generation: int
     parent: Levels
     loss: float = math.inf
     sample_key: tuple[int, ...] = ()
-
-
-class Ledger:
-    """Evaluates candidates and keeps the account of one generation.
-
-    Args:
-        evaluator: scores level vectors.
-    """
-
-    def __init__(self, evaluator: Evaluator) -> None:
-        self._evaluator = evaluator
-        self.evaluated_tokens = 0
-        self.sublayer_evaluations = 0
-        self.dense_sublayer_evaluations = 0
-        self.stages: list[StageLosses] = []
-
-    def draw(self, stage: Stage, rng: torch.Generator) -> Sample:
-        """A stage's sample of the search text."""
-        evaluator = self._evaluator
-        return draw_sample(evaluator.num_sequences, evaluator.length, stage.num_tokens, rng)
-
-    def evaluate(self, candidates: Sequence[Levels], sample: Sample) -> list[float]:
-        """Losses of the candidates on the sample."""
-        result = self._evaluator.evaluate(candidates, sample)
-        self.evaluated_tokens += len(candidates) * sample.num_tokens
-        self.sublayer_evaluations += result.sublayer_evaluations
-        self.dense_sublayer_evaluations += sum(len(levels) for levels in candidates)
-        self.stages.append(StageLosses(sample.num_tokens, tuple(sorted(result.losses))))
-        return result.losses
+    evaluations: tuple[Evaluation, ...] = ()
 
 
 class EvolutionarySearch:
@@ -96,6 +57,8 @@ class EvolutionarySearch:
         stages: pairs (tokens, survivors), the last with one survivor.
         max_shifts: most shifts in one mutation (4).
         batch_tokens: most positions in one forward call.
+        compute_dtype: of sublayers and logits while candidates are scored; auto: the model's.
+        economy: what saves tokens; by default nothing does.
 
     Raises:
         ConfigError: a setting is out of range, or `objective` is a word instead of an object.
@@ -110,6 +73,8 @@ class EvolutionarySearch:
         stages: Sequence[Sequence[int]] = ((2048, 16), (16384, 4), (131072, 1)),
         max_shifts: int = 4,
         batch_tokens: int = 8192,
+        compute_dtype: str = "auto",
+        economy: Economy | None = None,
     ) -> None:
         if isinstance(objective, str):
             raise ConfigError(
@@ -125,16 +90,22 @@ class EvolutionarySearch:
             )
         self.objective = objective
         self.batch_tokens = batch_tokens
+        parse_dtype(compute_dtype, key="search.compute_dtype", auto=torch.float32)
+        self.compute_dtype = compute_dtype
         self.generations = generations
         self.offspring = offspring
         self.stages = parse_stages(stages, offspring)
         self.max_shifts = max_shifts
+        self.economy = Economy() if economy is None else economy
 
     def check_text(self, num_sequences: int, length: int) -> None:
         """Raise ConfigError when the search text or a stage is too small."""
         least = self.objective.min_positions
         for stage in self.stages:
-            sample = draw_sample(num_sequences, length, stage.num_tokens, derive_generator(0))
+            extent = self.economy.racing.extent(stage.num_tokens, length)
+            sample = draw_sample(
+                num_sequences, extent.length, stage.num_tokens, derive_generator(0)
+            )
             if sample.length < least:
                 raise ConfigError(
                     f"this objective needs sequences of at least {least} tokens, but a stage of "
@@ -166,51 +137,159 @@ class EvolutionarySearch:
         stuck = not donors_by_kind(state.parent, bounds)
         while state.generation < self.generations:
             started = time.perf_counter()
-            ledger = Ledger(evaluator)
-            rng = derive_generator(seed, "search", iteration, state.generation)
-            state, parent_loss = self._generation(
-                ledger, bounds, state, rng, offspring=0 if stuck else self.offspring
-            )
+            generation = _Generation(self, evaluator, state, seed=seed, iteration=iteration)
+            state = generation.run(bounds, stuck=stuck)
             if stuck:
                 state = replace(state, generation=self.generations)
-            event = GenerationFinished(
-                iteration=iteration,
-                generation=state.generation - 1,
-                generations=self.generations,
-                seconds=time.perf_counter() - started,
-                evaluated_tokens=ledger.evaluated_tokens,
-                sublayer_evaluations=ledger.sublayer_evaluations,
-                dense_sublayer_evaluations=ledger.dense_sublayer_evaluations,
-                best_loss=state.loss,
-                parent_loss=parent_loss,
-                stages=tuple(ledger.stages),
-                allocation=grid.allocation(state.parent),
-            )
+            seconds = time.perf_counter() - started
+            event = generation.event(grid.allocation(state.parent), state.loss, seconds)
             on_generation(state, event)
         return state
 
-    def _generation(
+
+class _Generation:
+    """One generation of a search.
+
+    Args:
+        search: its settings.
+        evaluator: scores level vectors.
+        state: where it starts.
+        seed: of the run.
+        iteration: 0-based.
+    """
+
+    def __init__(
         self,
-        ledger: Ledger,
-        bounds: Bounds,
+        search: EvolutionarySearch,
+        evaluator: Evaluator,
         state: SearchState,
-        rng: torch.Generator,
         *,
-        offspring: int,
-    ) -> tuple[SearchState, float]:
-        """One generation: the next state, and the old parent's loss on the last sample."""
+        seed: int,
+        iteration: int,
+    ) -> None:
+        self._search = search
+        self._economy = search.economy
+        self._evaluator = evaluator
+        self._state = state
+        self._seed = seed
+        self._iteration = iteration
+        self._rng = derive_generator(seed, "search", iteration, state.generation)
+        self._ledger = Ledger(evaluator, self._economy.archive, state.evaluations)
+        self._proposal = Proposal([])
+        self._rank_correlation: float | None = None
+        self._parent_loss = math.inf
+
+    def run(self, bounds: Bounds, *, stuck: bool) -> SearchState:
+        """Mutate the parent, thin the offspring over the stages, keep the best."""
+        state, stages = self._state, self._search.stages
         parent = state.parent
-        candidates = [
-            mutate(parent, bounds, rng, max_shifts=self.max_shifts) for _ in range(offspring)
-        ]
-        for stage in self.stages[:-1] if candidates else ():
-            losses = ledger.evaluate(candidates, ledger.draw(stage, rng))
-            candidates = [candidates[index] for index in best_indices(losses, stage.survivors)]
-        sample = ledger.draw(self.stages[-1], rng)
-        if sample.key() == state.sample_key:  # same positions as last time: its loss is known
-            losses = [state.loss, *ledger.evaluate(candidates, sample)]
-        else:
-            losses = ledger.evaluate([parent, *candidates], sample)
-        best = best_indices(losses, 1)[0]  # the parent comes first, so it wins ties
-        winner = (parent, *candidates)[best]
-        return SearchState(state.generation + 1, winner, losses[best], sample.key()), losses[0]
+        candidates: list[Levels] = []
+        if not stuck:
+            if state.generation == 0:
+                parent = self._start(bounds)
+            self._proposal = self._propose(parent, bounds)
+            candidates = self._proposal.candidates
+        for index in range(len(stages) - 1) if candidates else ():
+            candidates = self._thin(candidates, index)
+        return self._last_stage(parent, candidates)
+
+    def event(self, allocation: Allocation, loss: float, seconds: float) -> GenerationFinished:
+        """What there is to report."""
+        ledger, economy = self._ledger, self._economy
+        return GenerationFinished(
+            iteration=self._iteration,
+            generation=self._state.generation,
+            generations=self._search.generations,
+            seconds=seconds,
+            evaluated_tokens=ledger.evaluated_tokens,
+            sublayer_evaluations=ledger.sublayer_evaluations,
+            dense_sublayer_evaluations=ledger.dense_sublayer_evaluations,
+            best_loss=loss,
+            parent_loss=self._parent_loss,
+            stages=tuple(ledger.stages),
+            allocation=allocation,
+            screened=self._proposal.screened if economy.surrogate.learns else None,
+            raced_out=ledger.raced_out if economy.racing.races else None,
+            archive_hits=ledger.archive_hits if economy.archive.keeps else None,
+            surrogate_rank_correlation=self._rank_correlation,
+        )
+
+    def _start(self, bounds: Bounds) -> Levels:
+        rng = derive_generator(self._seed, "start", self._iteration)
+
+        def draw(index: int) -> Sample:
+            stage = self._search.stages[min(index, len(self._search.stages) - 1)]
+            evaluator = self._evaluator
+            return draw_sample(evaluator.num_sequences, evaluator.length, stage.num_tokens, rng)
+
+        return self._economy.start.find(
+            self._ledger.evaluate, self._state.parent, bounds, draw=draw
+        )
+
+    def _propose(self, parent: Levels, bounds: Bounds) -> Proposal:
+        rng, search = self._rng, self._search
+        demand = Demand(
+            parent,
+            bounds,
+            offspring=search.offspring,
+            least=search.stages[0].survivors,
+            evaluations=(*self._state.evaluations, *self._ledger.evaluations),
+        )
+        return self._economy.surrogate.propose(
+            demand, lambda: mutate(parent, bounds, rng, max_shifts=search.max_shifts), rng=rng
+        )
+
+    def _pieces(self, index: int) -> tuple[Sample, ...]:
+        """Positions of a stage."""
+        length, racing = self._evaluator.length, self._economy.racing
+        stages = self._search.stages[: index + 1]
+        return self._economy.samples.draw(
+            self._evaluator.num_sequences,
+            [racing.extent(stage.num_tokens, length) for stage in stages],
+            rng=self._rng,
+            fixed=derive_generator(self._seed, "samples", self._iteration),
+        )
+
+    def _thin(self, candidates: list[Levels], index: int) -> list[Levels]:
+        """The survivors of a stage before the last."""
+        selection = self._economy.racing.select(
+            self._ledger.evaluate,
+            candidates,
+            self._pieces(index),
+            survivors=self._search.stages[index].survivors,
+        )
+        self._ledger.close_stage(selection)
+        if index == 0 and self._proposal.predictions:
+            self._rank_correlation = self._compare(selection.losses)
+        return [candidates[i] for i in selection.survivors]
+
+    def _compare(self, losses: Sequence[float]) -> float | None:
+        """Rank correlation of foretold and measured losses, on candidates not seen before."""
+        seen = {one.levels for one in self._state.evaluations}
+        new = [i for i, levels in enumerate(self._proposal.candidates) if levels not in seen]
+        foretold = [self._proposal.predictions[i] for i in new]
+        return rank_correlation(foretold, [losses[i] for i in new])
+
+    def _last_stage(self, parent: Levels, candidates: list[Levels]) -> SearchState:
+        """The parent against those left; it comes first, so it wins ties."""
+        state, entrants = self._state, [parent, *candidates]
+        pieces = self._pieces(len(self._search.stages) - 1)
+        same = parent == state.parent and sample_key(pieces) == state.sample_key
+        selection = self._economy.racing.select(
+            self._ledger.evaluate,
+            entrants,
+            pieces,
+            survivors=1,
+            first_loss=state.loss if same else None,
+        )
+        self._ledger.close_stage(selection)
+        best = selection.survivors[0]
+        self._parent_loss = selection.losses[0]
+        new = self._ledger.evaluations if self._economy.remembers else ()
+        return SearchState(
+            state.generation + 1,
+            entrants[best],
+            selection.losses[best],
+            selection.sample_key,
+            (*state.evaluations, *new),
+        )

@@ -2,23 +2,25 @@
 
 All candidates go through sublayer 0, then 1, and so on. Candidates that agree on every level so far
 share one hidden state (a trie, kept as its current frontier), so each distinct prefix is computed
-once; each (sublayer, level) weight is read and sliced once; states at the same level run as one
-batch. The losses are those of one-by-one evaluation up to rounding. Only one sublayer's structures
-and the frontier's hidden states are in memory.
+once; each (sublayer, level) weight is read and sliced once, while the sublayer before it computes;
+states at the same level run as one batch. The losses are those of one-by-one evaluation up to
+rounding. Only two sublayers' structures and the frontier's hidden states are in memory.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from tyr.devices import pins_memory
 from tyr.errors import NumericsError
 from tyr.model.decoder import Decoder
-from tyr.model.sublayer import Context, SlicedWeights, Sublayer
+from tyr.model.sublayer import Context, SlicedWeights, Structure, Sublayer
 from tyr.search.mutation import Levels
 from tyr.search.objective import Objective, Reference
 from tyr.search.selection import Sample
@@ -65,6 +67,8 @@ class PopulationEvaluator:
         objective: what to minimise.
         reference: search text and teacher states.
         batch_tokens: most positions in one forward call.
+        compute_dtype: of sublayers and logits; residual stream, norms and teacher keep the
+            decoder's. Default: all in the decoder's.
     """
 
     def __init__(
@@ -75,12 +79,15 @@ class PopulationEvaluator:
         objective: Objective,
         reference: Reference,
         batch_tokens: int = 8192,
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         self._decoder = decoder
         self._store = store
         self._objective = objective
         self._reference = reference
         self._batch_tokens = batch_tokens
+        self._dtype = compute_dtype or decoder.dtype
+        self._head = decoder.head.to(self._dtype)
         self._observed = set(objective.observed_blocks(decoder.units.num_blocks))
 
     @property
@@ -108,28 +115,42 @@ class PopulationEvaluator:
         context = self._decoder.context(sample.length)
         frontier = Frontier([self._decoder.embed(reference.tokens)], [0.0], [0] * len(candidates))
         evaluations = 0
-        for sublayer in self._decoder.sublayers:
-            levels = [candidate[sublayer.id.index] for candidate in candidates]
-            edges: dict[Edge, int] = {}
-            steps = zip(frontier.owners, levels, strict=True)
-            owners = [edges.setdefault(edge, len(edges)) for edge in steps]
-            frontier = self._advance(sublayer, frontier, list(edges), context)
-            frontier.owners = owners
-            evaluations += len(edges)
-            self._observe(sublayer, frontier, reference)
+        with closing(self._structures(candidates)) as coming:
+            for sublayer, structures in zip(self._decoder.sublayers, coming, strict=True):
+                levels = [candidate[sublayer.id.index] for candidate in candidates]
+                edges: dict[Edge, int] = {}
+                steps = zip(frontier.owners, levels, strict=True)
+                owners = [edges.setdefault(edge, len(edges)) for edge in steps]
+                frontier = self._advance(sublayer, frontier, list(edges), structures, context)
+                frontier.owners = owners
+                evaluations += len(edges)
+                self._observe(sublayer, frontier, reference)
         losses = self._final_losses(frontier, reference)
         return PopulationLosses([losses[owner] for owner in frontier.owners], evaluations)
 
+    def _structures(
+        self, candidates: Sequence[Levels]
+    ) -> Generator[dict[int, Structure], None, None]:
+        """Per sublayer, the structures of every level that a candidate has there."""
+        requests = [
+            (sublayer.id, sorted({candidate[sublayer.id.index] for candidate in candidates}))
+            for sublayer in self._decoder.sublayers
+        ]
+        return self._store.read_ahead(requests, pin=pins_memory(self._decoder.device))
+
     def _advance(
-        self, sublayer: Sublayer, frontier: Frontier, edges: list[Edge], context: Context
+        self,
+        sublayer: Sublayer,
+        frontier: Frontier,
+        edges: list[Edge],
+        structures: dict[int, Structure],
+        context: Context,
     ) -> Frontier:
         """Take every edge, level by level; a state's memory goes with its last edge."""
         waiting = Counter(state for state, _ in edges)
         moved: list[Tensor | None] = [None] * len(edges)
-        levels = sorted({level for _, level in edges})
-        structures = self._store.read(sublayer.id, levels)
-        for level in levels:
-            sliced = sublayer.slice(structures.pop(level))
+        for level in sorted({level for _, level in edges}):
+            sliced = sublayer.slice(structures.pop(level), self._dtype)
             chosen = [i for i, (_, edge_level) in enumerate(edges) if edge_level == level]
             inputs = [_present(frontier.hidden[edges[i][0]]) for i in chosen]
             outputs = self._forward(sublayer, inputs, context, sliced)
@@ -168,7 +189,7 @@ class PopulationEvaluator:
 
     def _final_losses(self, frontier: Frontier, reference: Reference) -> list[float]:
         states = [self._decoder.final_norm(_present(state)) for state in frontier.hidden]
-        final = self._objective.final_losses(states, reference, self._decoder.head)
+        final = self._objective.final_losses(states, reference, self._head)
         losses = [path + end for path, end in zip(frontier.losses, final, strict=True)]
         bad = [index for index, loss in enumerate(losses) if not abs(loss) < float("inf")]
         if bad:

@@ -45,6 +45,20 @@ class Sample:
         """Identifies the sample, for caching a loss."""
         return (self.length, *self.rows.tolist())
 
+    def split(self, most: int) -> list[Sample]:
+        """The same positions in at most `most` parts of whole sequences, sizes as equal as can be.
+
+        Args:
+            most: at least 1.
+        """
+        parts = torch.tensor_split(self.rows, min(most, len(self.rows)))
+        return [Sample(rows, self.length) for rows in parts]
+
+
+def sample_key(samples: Sequence[Sample]) -> tuple[int, ...]:
+    """Identifies several samples together; of one it is its own key."""
+    return tuple(number for sample in samples for number in sample.key())
+
 
 def parse_stages(stages: Sequence[Sequence[int]], offspring: int) -> tuple[Stage, ...]:
     """Checked stages from `[[tokens, survivors], ...]`.

@@ -16,7 +16,7 @@ from itertools import chain
 import torch
 
 from tyr.processes import Processes
-from tyr.search.evolution import Evaluator
+from tyr.search.ledger import Evaluator
 from tyr.search.mutation import Levels
 from tyr.search.population import PopulationLosses
 from tyr.search.selection import Sample

@@ -46,7 +46,9 @@ def weighted_sum(
     mixed = torch.zeros_like(dense, dtype=torch.promote_types(dense.dtype, torch.float32))
     for structure, share in zip(structures, shares, strict=True):
         rows = sublayer.rows(structure.kept).to(dense.device)
-        mixed.index_add_(1, rows, structure.weight.to(mixed), alpha=share)
+        # First there, then wider: torch would widen on the CPU and send twice the bytes.
+        weight = structure.weight.to(mixed.device).to(mixed.dtype)
+        mixed.index_add_(1, rows, weight, alpha=share)
     return mixed.to(dense.dtype)
 
 

@@ -4,7 +4,7 @@ At each sublayer: read its features, solve all levels in one greedy pass, store 
 stream on with the mixed weight of Eq. 7 — attention before the FFN statistics of the same block are
 taken. A sublayer that the store already holds is not solved again, only passed, so an interrupted
 build continues where it stopped and ends with the same bytes: the mixed weight is always formed
-from structures as stored.
+from structures as stored, rounded to storage precision. Files are written behind.
 
 Several processes share the calibration sequences. Statistics are summed over all; the first process
 alone solves, stores and mixes, and sends the mixed weight to the others. One greedy pass gives all
@@ -16,7 +16,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -28,6 +30,7 @@ from tyr.errors import StoreError
 from tyr.events import SublayerPruned
 from tyr.model.decoder import Decoder
 from tyr.model.sublayer import Structure, Sublayer
+from tyr.precision import matmul_precision
 from tyr.processes import ALONE, Processes
 from tyr.prune.local import LocalPruner
 from tyr.randomness import derive_generator
@@ -36,6 +39,7 @@ from tyr.supernet.accumulation import Accumulation
 from tyr.supernet.attached import AttachedStore
 from tyr.supernet.settings import SupernetSettings
 from tyr.supernet.store import SupernetStore
+from tyr.supernet.write_behind import WriteBehind
 
 Report = Callable[[SublayerPruned], None]
 
@@ -45,6 +49,24 @@ EVEN = 8
 
 def silent(event: SublayerPruned) -> None:
     """A report that nobody reads."""
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What one build is to make, and where."""
+
+    store: SupernetStore
+    grid: LevelGrid
+    accumulation: Accumulation
+    label: str
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A sublayer's mixed weight, and the error of each level."""
+
+    weight: Tensor
+    errors: Mapping[int, float]
 
 
 class SupernetBuilder:
@@ -105,6 +127,7 @@ class SupernetBuilder:
             "pruner": as_record(self._pruner),
             "accumulation": as_record(accumulation),
             "dtype": str(self._decoder.storage_dtype),
+            "matmul_precision": self._settings.matmul_precision,
             "attention_unit": self._decoder.attention_unit,
             "calibration": self._fingerprint,
         }
@@ -143,22 +166,29 @@ class SupernetBuilder:
         stored = processes.broadcast(lambda: [sublayer.id in store for sublayer in sublayers])
         if all(stored):
             return
+        work = _Work(store, grid, accumulation, label)
+        with matmul_precision(self._settings.matmul_precision):
+            self._walk(work, stored, report=report, iteration=iteration)
+        processes.barrier()
+
+    def _walk(
+        self, work: _Work, stored: Sequence[bool], *, report: Report, iteration: int | None
+    ) -> None:
         pruned = self._stream()
         dense = self._stream() if self._pruner.target.needs_dense_stream else None
-        for sublayer, resumed in zip(sublayers, stored, strict=True):
-            started = time.perf_counter()
-            statistics = None if resumed else self._statistics(sublayer, pruned, dense)
-            weight = self._passing_weight(
-                sublayer, statistics, store=store, grid=grid, accumulation=accumulation, label=label
-            )
-            pruned.advance(sublayer, weight)
-            if dense is not None:
-                dense.advance(sublayer, sublayer.output_weight)
-            if processes.first:
-                seconds = time.perf_counter() - started
-                errors = store.errors(sublayer.id)
-                report(SublayerPruned(sublayer.id, seconds, errors, iteration, resumed))
-        processes.barrier()
+        with WriteBehind(work.store) as writer:
+            for sublayer, resumed in zip(self._decoder.sublayers, stored, strict=True):
+                started = time.perf_counter()
+                statistics = None if resumed else self._statistics(sublayer, pruned, dense)
+                made = self._processes.alone(
+                    partial(self._solve_and_mix, sublayer, statistics, work=work, writer=writer)
+                )
+                pruned.advance(sublayer, self._passing_weight(sublayer, made))
+                if dense is not None:
+                    dense.advance(sublayer, sublayer.output_weight)
+                if made is not None:
+                    seconds = time.perf_counter() - started
+                    report(SublayerPruned(sublayer.id, seconds, made.errors, iteration, resumed))
 
     def _stream(self) -> Stream:
         return Stream(
@@ -173,54 +203,48 @@ class SupernetBuilder:
         others = dense.batches(sublayer) if dense is not None else None
         return add_up(collect(pruned.batches(sublayer), others), self._processes)
 
-    def _passing_weight(
+    def _passing_weight(self, sublayer: Sublayer, made: _Made | None) -> Tensor:
+        """What the stream passes with: (C, d_in), the first process's in all."""
+        dense = sublayer.output_weight
+        weight = (
+            made.weight
+            if made is not None
+            else torch.empty(dense.shape, dtype=dense.dtype, device=dense.device)
+        )
+        self._processes.copy_from_first(weight)
+        return weight
+
+    def _solve_and_mix(
         self,
         sublayer: Sublayer,
         statistics: Statistics | None,
         *,
-        store: SupernetStore,
-        grid: LevelGrid,
-        accumulation: Accumulation,
-        label: str,
-    ) -> Tensor:
-        """What the stream passes with: (C, d_in), the same in every process.
-
-        The first process makes it from what is stored; with `statistics`, it solves and stores
-        first.
-        """
-
-        def mixed() -> Tensor:
-            if statistics is not None:
-                self._solve(store, sublayer, grid, statistics=statistics, label=label)
-            rng = derive_generator(self._seed, label, "accumulation", sublayer.name)
-            return accumulation.mix(sublayer, store.read(sublayer.id), rng=rng)
-
-        weight = self._processes.alone(mixed)
-        if weight is None:
-            dense = sublayer.output_weight
-            weight = torch.empty(dense.shape, dtype=dense.dtype, device=dense.device)
-        self._processes.copy_from_first(weight)
-        return weight
+        work: _Work,
+        writer: WriteBehind,
+    ) -> _Made:
+        """From structures that are stored already, or with statistics from new ones."""
+        if statistics is None:
+            structures, errors = work.store.read(sublayer.id), work.store.errors(sublayer.id)
+        else:
+            structures, errors = self._solve(sublayer, statistics, work)
+            writer.write(sublayer.id, structures, errors)
+        rng = derive_generator(self._seed, work.label, "accumulation", sublayer.name)
+        return _Made(work.accumulation.mix(sublayer, structures, rng=rng), errors)
 
     def _solve(
-        self,
-        store: SupernetStore,
-        sublayer: Sublayer,
-        grid: LevelGrid,
-        *,
-        statistics: Statistics,
-        label: str,
-    ) -> None:
-        levels = grid.levels(sublayer.id)
+        self, sublayer: Sublayer, statistics: Statistics, work: _Work
+    ) -> tuple[dict[int, Structure], dict[int, float]]:
+        """Structures of every level, as a store would give them back, and their errors."""
+        levels = work.grid.levels(sublayer.id)
         solved = self._pruner.prune(
             sublayer,
             statistics,
             list(levels.values()),
             storage_dtype=self._decoder.storage_dtype,
-            rng=derive_generator(self._seed, label, "criterion", sublayer.name),
+            rng=derive_generator(self._seed, work.label, "criterion", sublayer.name),
         )
-        structures: dict[int, Structure] = {e: solved[n].structure for e, n in levels.items()}
-        store.write(sublayer.id, structures, {e: solved[n].error for e, n in levels.items()})
+        structures = {level: solved[removed].structure for level, removed in levels.items()}
+        return structures, {level: solved[removed].error for level, removed in levels.items()}
 
 
 def shard(tokens: Tensor, batch_tokens: int, processes: Processes) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from tyr.errors import ConfigError
 from tyr.layout import Layout
 from tyr.model.sublayer import AttentionUnit
+from tyr.precision import check_matmul_precision
 from tyr.sparsity import Allocation, LevelGrid, UnitCounts, level_steps
 from tyr.supernet.accumulation import Accumulation
 
@@ -29,6 +30,7 @@ class SupernetSettings:
         keep: supernets left on disk at the end: `last`, `all` or `none`.
         batch_tokens: positions per calibration batch.
         feature_bytes: most bytes of features kept in memory to avoid a second forward.
+        matmul_precision: of float32 products in forward passes and Hessians (tyr/precision.py).
 
     Raises:
         ConfigError: a setting is out of range, or `accumulation` is a word instead of an object.
@@ -44,6 +46,7 @@ class SupernetSettings:
     keep: str = "last"
     batch_tokens: int = 8192
     feature_bytes: int = 1 << 28
+    matmul_precision: str = "highest"
 
     def __post_init__(self) -> None:
         if isinstance(self.accumulation, str):
@@ -69,6 +72,7 @@ class SupernetSettings:
             )
         if self.keep not in KEEP:
             raise ConfigError(f"supernet.keep must be one of {', '.join(KEEP)}, got {self.keep!r}")
+        check_matmul_precision(self.matmul_precision, key="supernet.matmul_precision")
         if self.batch_tokens < 1 or self.feature_bytes < 0:
             raise ConfigError(
                 f"supernet needs batch_tokens >= 1 and feature_bytes >= 0, got "

@@ -3,7 +3,8 @@
 Only kept columns and their unit indices are stored, in the model's own precision: no zeros, no
 pickle. A file gets its final name after it is complete, and the manifest names it after that, so
 whatever moment a process dies at, the manifest lists finished sublayers only. Damage is found by
-size and SHA-256, and only the damaged sublayer is forgotten.
+size and SHA-256, and only the damaged sublayer is forgotten; the manifest holds nothing else, so
+that damage to it shows as well. Writing on another thread is write_behind.py's business.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +31,11 @@ from tyr.sparsity import SublayerId
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
+
+# A sublayer and the levels wanted of it; None means all.
+Request = tuple[SublayerId, Iterable[int] | None]
 
 
 class SupernetStore:
@@ -82,21 +88,20 @@ class SupernetStore:
         for level, structure in structures.items():
             tensors[f"{level}.kept"] = structure.kept.to(torch.int32)
             tensors[f"{level}.weight"] = structure.weight
+        recorded = {str(level): error for level, error in errors.items()}
         try:
-            save_file(tensors, temporary)
+            save_file(tensors, temporary, metadata={"errors": json.dumps(recorded)})
             with temporary.open("rb") as stream:
                 os.fsync(stream.fileno())
             entry = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
             temporary.replace(path)
-            recorded = {str(level): error for level, error in errors.items()}
-            self._entries[sublayer.name] = {**entry, "errors": recorded}
-            self._write_manifest()
         except (OSError, SafetensorError) as error:
             temporary.unlink(missing_ok=True)
             raise StoreError(
                 f"cannot write the structures of {sublayer.name} to {path}: {error}; free some "
                 f"space or choose another run_dir, then continue with resume=true"
             ) from error
+        self._write_manifest({**self._entries, sublayer.name: entry})
 
     def read(
         self, sublayer: SublayerId, levels: Iterable[int] | None = None
@@ -106,47 +111,97 @@ class SupernetStore:
         Raises:
             StoreError: the file is missing or damaged.
         """
+        with self._reading(sublayer) as tensors:
+            stored = sorted({int(key.split(".")[0]) for key in tensors.keys()})  # noqa: SIM118
+            wanted = stored if levels is None else sorted(set(levels))
+            return {
+                level: Structure(
+                    tensors.get_tensor(f"{level}.kept").to(torch.int64),
+                    tensors.get_tensor(f"{level}.weight"),
+                )
+                for level in wanted
+            }
+
+    @contextmanager
+    def _reading(self, sublayer: SublayerId) -> Iterator[Any]:
+        """The open file of a sublayer."""
         path = self.path(sublayer)
         try:
             with safe_open(path, framework="pt") as tensors:
-                stored = sorted({int(key.split(".")[0]) for key in tensors.keys()})  # noqa: SIM118
-                wanted = stored if levels is None else sorted(set(levels))
-                return {
-                    level: Structure(
-                        tensors.get_tensor(f"{level}.kept").to(torch.int64),
-                        tensors.get_tensor(f"{level}.weight"),
-                    )
-                    for level in wanted
-                }
+                yield tensors
         except (OSError, SafetensorError) as error:
             raise StoreError(
                 f"cannot read the structures of {sublayer.name} from {path}: {error}; "
                 f"continue with resume=true, which rebuilds what is damaged"
             ) from error
 
+    def read_ahead(
+        self, requests: Iterable[Request], *, pin: bool = False
+    ) -> Generator[dict[int, Structure], None, None]:
+        """`read` each request in order, the next one on another thread meanwhile.
+
+        `read` maps files, so the disk is waited for where a weight is first used; here every weight
+        is copied off the disk by the reading thread. Two sublayers' structures are in memory.
+
+        Args:
+            requests: sublayers with the levels wanted.
+            pin: copy into page-locked memory, from which an accelerator is fed several times
+                faster.
+
+        Raises:
+            StoreError: when the sublayer's turn comes, as `read`.
+        """
+        with ThreadPoolExecutor(1, thread_name_prefix="supernet-reader") as thread:
+            coming: Future[dict[int, Structure]] | None = None
+            for sublayer, levels in requests:
+                after = thread.submit(self._fetch, sublayer, levels, pin)
+                if coming is not None:
+                    yield coming.result()
+                coming = after
+            if coming is not None:
+                yield coming.result()
+
+    def _fetch(
+        self, sublayer: SublayerId, levels: Iterable[int] | None, pin: bool
+    ) -> dict[int, Structure]:
+        """`read`, with the weights in memory of their own."""
+        return {
+            level: Structure(
+                structure.kept,
+                structure.weight.pin_memory() if pin else structure.weight.clone(),
+            )
+            for level, structure in self.read(sublayer, levels).items()
+        }
+
     def errors(self, sublayer: SublayerId) -> dict[int, float]:
-        """Relative reconstruction errors recorded when the sublayer was written."""
-        recorded = self._entries[sublayer.name]["errors"]
+        """Relative reconstruction errors recorded when the sublayer was written.
+
+        Raises:
+            StoreError: the file is missing or damaged.
+        """
+        with self._reading(sublayer) as tensors:
+            recorded = json.loads(tensors.metadata()["errors"])
         return {int(level): float(error) for level, error in recorded.items()}
 
     def forget_damaged(self) -> list[str]:
         """Check every file against the manifest; forget and name those that do not match."""
         damaged = []
-        for name, entry in list(self._entries.items()):
+        for name, entry in self._entries.items():
             path = self.directory / f"{name}.safetensors"
             intact = path.is_file() and path.stat().st_size == entry["bytes"]
             if not (intact and _sha256(path) == entry["sha256"]):
                 logger.warning("%s is missing or damaged: %s will be rebuilt", path, name)
                 damaged.append(name)
-                del self._entries[name]
         if damaged:
-            self._write_manifest()
+            self._write_manifest(
+                {n: entry for n, entry in self._entries.items() if n not in damaged}
+            )
         return damaged
 
     def delete(self) -> None:
         """Remove the whole directory."""
         shutil.rmtree(self.directory, ignore_errors=True)
-        self._entries.clear()
+        self._entries = {}
 
     def _load(self) -> None:
         manifest = self.directory / MANIFEST
@@ -161,13 +216,14 @@ class SupernetStore:
                 logger.warning("%s is damaged: this supernet will be rebuilt", manifest)
         if self.directory.exists():
             self.delete()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._write_manifest()
+        self._write_manifest({})
 
-    def _write_manifest(self) -> None:
-        entries = dict(sorted(self._entries.items()))  # in stream order, also after a rebuild
-        content = {"format": FORMAT, "header": self.header, "sublayers": entries}
+    def _write_manifest(self, entries: Mapping[str, dict[str, Any]]) -> None:
+        """Replace the manifest; what it names is in the store."""
+        ordered = dict(sorted(entries.items()))  # in stream order, also after a rebuild
+        content = {"format": FORMAT, "header": self.header, "sublayers": ordered}
         write_json(self.directory / MANIFEST, content, sync=True)
+        self._entries = ordered
 
 
 def _sha256(path: Path) -> str:

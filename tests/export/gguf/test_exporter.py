@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from tests.cli import run_cli
 from tests.export.gguf.models import byte_level, export_pruned, small_decoder
 from tests.model_zoo import keep_some_nowhere, keep_uneven, structures_from, tiny_tokenizer
 from tyr.errors import ConfigError, ModelError, StoreError
 from tyr.export.gguf.exporter import GgufExport, convert
-from tyr.model.loading import BUILT_IN
+from tyr.layout import FREE
+from tyr.model.architecture import unit_counts
+from tyr.model.loading import BUILT_IN, PretrainedModel
 from tyr.model.sublayer import Structure
 from tyr.sparsity import SublayerId
 
@@ -194,9 +198,45 @@ def test_a_directory_that_holds_something_is_refused(tmp_path: Path) -> None:
     def never(sublayer_id: SublayerId) -> Structure:
         raise AssertionError(sublayer_id)
 
-    with pytest.raises(StoreError, match="already holds something"):
+    with pytest.raises(StoreError, match="expected a new or empty directory"):
         GgufExport().export(small_decoder("llama"), never, tmp_path, {})
     assert (tmp_path / "notes.txt").is_file()
+
+
+SIZES = "hidden_size=64 intermediate_size=96 num_attention_heads=4 num_key_value_heads=2"
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("model_type=mistral +sliding_window=16", "sliding window of 16 tokens.*; use export=hf"),
+        ("model_type=qwen3 tie_word_embeddings=false", "this Qwen3 has one of its own"),
+    ],
+)
+def test_a_run_whose_model_llama_cpp_cannot_take_is_refused_before_any_work(
+    fields: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [re.sub(r"^(\+?)", r"\1model.config.", word) for word in f"{SIZES} {fields}".split()]
+    run_dir = tmp_path / "run"
+    outcome = run_cli(capsys, "model=random", *words, "export=gguf", f"run_dir={run_dir}")
+    assert outcome.status == 2
+    assert re.search(rf"^tyr: export=gguf: .*{message}", outcome.err), outcome.err
+    assert not run_dir.exists()
+
+
+def test_a_run_whose_tokenizer_has_no_mapping_is_refused_before_any_work(tmp_path: Path) -> None:
+    decoder = small_decoder("llama", tokenizer=tiny_tokenizer())
+    decoder.model.save_pretrained(tmp_path)
+    decoder.tokenizer.save_pretrained(tmp_path)
+    source = PretrainedModel(str(tmp_path))
+    with pytest.raises(ModelError, match=r"export=gguf: .* WordLevel model.*; use export=hf"):
+        GgufExport().check(source, decoder.units, sparsity=0.5, layout=FREE)
+
+
+def test_the_built_in_model_passes() -> None:
+    source = PretrainedModel("built-in")
+    units = unit_counts(source.configuration(), "head")
+    GgufExport().check(source, units, sparsity=0.5, layout=FREE)
 
 
 @pytest.mark.parametrize(

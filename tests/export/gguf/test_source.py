@@ -55,6 +55,10 @@ def an_unfinished_run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def the_model_of_an_unfinished_run(tmp_path: Path) -> Path:
+    return an_unfinished_run(tmp_path) / "model"
+
+
 def a_finished_run(tmp_path: Path) -> Path:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
@@ -83,6 +87,7 @@ def no_json(tmp_path: Path) -> Path:
         (a_file, "file is a file"),
         (an_empty_directory, "holds no config.json"),
         (an_unfinished_run, "has not finished.*resume=true"),
+        (the_model_of_an_unfinished_run, "has not finished.*resume=true"),
         (a_finished_run, "is a run directory: its exported model is .*model"),
         (an_interrupted_export, "export that was interrupted"),
         (another_model, "model_type 'gpt2'; supported: llama"),

@@ -112,7 +112,16 @@ def test_odd_widths_are_said(dtype: str, said: str, caplog: pytest.LogCaptureFix
     first, second = caplog.messages
     assert first.startswith("1 of 3 matrices (e.g. blk.0.ffn_up.weight, rows of 48)")
     assert said in first
+    assert first.endswith("layout=portable aligns FFN widths")
     assert second.startswith("2 of 3 matrices have rows that are no multiple of 256")
+
+
+def test_odd_widths_of_attention_are_put_down_to_its_heads(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    odd = GgufTensor("blk.0.attn_output.weight", (64, 48), lambda: torch.zeros(64, 48))
+    report_widths([odd], "q8_0")
+    assert caplog.messages[0].endswith("so this comes from the head size")
 
 
 def test_even_widths_need_no_word(caplog: pytest.LogCaptureFixture) -> None:

@@ -81,10 +81,15 @@ def report_widths(tensors: Sequence[GgufTensor], dtype: str) -> None:
     coarse = [t for t in matrices if t.row_width % K_BLOCK]
     if odd:
         now = "are written as F16" if dtype == "q8_0" else "stay F16 whenever they are quantised"
+        advice = (
+            "layout=portable aligns FFN widths"
+            if any("ffn" in tensor.name for tensor in odd)
+            else "attention widths are whole heads, so this comes from the head size"
+        )
         logger.warning(
             "%d of %d matrices (e.g. %s, rows of %d) have rows that are no multiple of %d and %s; "
-            "pruning to multiples of %d avoids it",
-            *(len(odd), len(matrices), odd[0].name, odd[0].row_width, Q8_BLOCK, now, Q8_BLOCK),
+            "%s",
+            *(len(odd), len(matrices), odd[0].name, odd[0].row_width, Q8_BLOCK, now, advice),
         )
     if coarse:
         logger.info(

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tyr.errors import ConfigError, StoreError, TyrError
-from tyr.export.checkpoint import SHARD_BYTES, ExportedModel, HuggingFaceExport
+from tyr.export.checkpoint import SHARD_BYTES, ExportedModel, HuggingFaceExport, check_target
 from tyr.export.gguf.encoding import check_dtype, report_widths
 from tyr.export.gguf.layout import ARCHS, ModelLayout, model_layout
 from tyr.export.gguf.library import gguf_library
@@ -23,7 +23,11 @@ from tyr.export.gguf.tensors import gguf_tensors
 from tyr.export.gguf.vocabulary import read_vocabulary
 from tyr.export.gguf.writer import GgufFile, write_gguf
 from tyr.export.tensors import ReadStructure
+from tyr.layout import Layout
+from tyr.model.architecture import architecture_of
 from tyr.model.decoder import Decoder
+from tyr.model.loading import ModelSource
+from tyr.sparsity import UnitCounts
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +91,23 @@ class GgufExport:
         self._arch = arch
         self._directory_export = HuggingFaceExport(max_shard_bytes)
 
+    def check(
+        self, source: ModelSource, units: UnitCounts, *, sparsity: float, layout: Layout
+    ) -> None:
+        """Refuse a model that llama.cpp would compute or tokenise differently even when dense.
+
+        Raises:
+            TyrError: the reason, and what to do.
+        """
+        config, tokenizer = source.configuration(), source.tokenizer()
+        family = architecture_of(config, source=source.name).model_type
+        try:
+            model_layout(config, family=family, arch=self._arch)
+            # What ends a text may be said in a file that comes with the weights: any token will do.
+            read_vocabulary(tokenizer, vocab_size=config.vocab_size, eos_ids=(0,))
+        except TyrError as error:
+            raise type(error)(f"export=gguf: {error}; use export=hf") from error
+
     def export(
         self,
         decoder: Decoder,
@@ -104,8 +125,7 @@ class GgufExport:
         """
         staging = directory.with_name(f".{directory.name}.staging")
         shutil.rmtree(staging, ignore_errors=True)  # left by a killed export
-        if directory.is_dir() and any(directory.iterdir()):
-            raise StoreError(f"{directory} already holds something: remove it or choose another")
+        check_target(directory)
         try:
             exported = self._directory_export.export(decoder, read, staging, provenance)
             self._convert(staging, directory)

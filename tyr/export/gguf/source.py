@@ -20,6 +20,7 @@ import tyr.export
 from tyr.errors import ModelError
 from tyr.export.shards import INDEX
 from tyr.model.architecture import ARCHITECTURES, architecture_of
+from tyr.model.directory import check_model_directory
 
 PRUNED_PREFIX = "tyr_"
 
@@ -85,7 +86,7 @@ def open_directory(path: Path) -> ModelDirectory:
     Raises:
         ModelError: not a complete model directory, or of a family that tyr does not know.
     """
-    _check_is_model(path)
+    check_model_directory(path)
     tyr.export.register()
     try:
         config = AutoConfig.from_pretrained(path)
@@ -106,24 +107,6 @@ def open_directory(path: Path) -> ModelDirectory:
         tokenizer=tokenizer,
         eos_ids=_end_tokens(path, config, tokenizer),
     )
-
-
-def _check_is_model(path: Path) -> None:
-    if not path.is_dir():
-        what = "is a file" if path.exists() else "does not exist"
-        raise ModelError(f"{path} {what}: expected the directory of an exported model")
-    if path.name.startswith(".") and path.name.endswith(".partial"):
-        raise ModelError(f"{path} is an export that was interrupted: finish its run first")
-    if (path / "config.json").is_file():
-        return
-    if (path / "model" / "config.json").is_file():
-        raise ModelError(f"{path} is a run directory: its exported model is {path / 'model'}")
-    if (path / "config.yaml").is_file():
-        raise ModelError(
-            f"{path} is a run that has not finished, or one with export=none: it holds no model/; "
-            f"continue it with the same command and resume=true"
-        )
-    raise ModelError(f"{path} holds no config.json: expected the directory of an exported model")
 
 
 def _family(config: PretrainedConfig, path: Path) -> str:

@@ -1,0 +1,187 @@
+"""The method on an accelerator, against slow twins and float64; the same tests run on the CPU.
+
+`python -m pytest -m gpu` on a machine with one. What they cover: slicing, second moments, solves,
+the whole population against one candidate at a time, and a run from the command line.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+
+from tests.accelerator import DEVICES, named_device
+from tests.cli import run_cli
+from tests.references.masked_model import masked_model
+from tests.references.one_by_one import OneByOneEvaluator
+from tests.supernet.building import Build, small_pruner
+from tests.tiny import random_matrix, random_tokens, tiny_decoder
+from tests.tolerance import assert_close, relative_error
+from tyr.calibrate.statistics import Statistics, gram
+from tyr.linalg import cholesky
+from tyr.model.decoder import Decoder
+from tyr.model.sublayer import Structure
+from tyr.search.mutation import mutate
+from tyr.search.objective import KdLogits, dense_reference
+from tyr.search.population import PopulationEvaluator
+from tyr.search.selection import Sample
+
+REASON = "float32 on an accelerator, sums in another order"
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    return named_device(request.param)
+
+
+def decoder_on(device: torch.device, **settings: Any) -> Decoder:
+    decoder = tiny_decoder(**settings)
+    cast(Any, decoder.model).to(device)
+    return decoder
+
+
+def every_second_unit(decoder: Decoder) -> dict[Any, Structure]:
+    """Structures on the CPU, as a store gives them."""
+    structures = {}
+    for sublayer in decoder.sublayers:
+        kept = torch.arange(0, sublayer.num_units, 2)
+        rows = sublayer.rows(kept).to(decoder.device)
+        structures[sublayer.id] = Structure(kept, sublayer.output_weight[:, rows].cpu())
+    return structures
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)], ids=["fp32", "bf16"]
+)
+@pytest.mark.usefixtures("no_grad")
+def test_a_sliced_model_is_the_masked_one(
+    device: torch.device, dtype: torch.dtype, tolerance: float
+) -> None:
+    decoder, tokens = decoder_on(device, dtype=dtype), random_tokens(3, 16)
+    structures = every_second_unit(decoder)
+    sliced = [sublayer.slice(structures[sublayer.id]) for sublayer in decoder.sublayers]
+    hidden = decoder.stream(tokens, sliced)
+    assert hidden.device.type == device.type
+    logits = hidden @ decoder.head.mT
+    masked = masked_model(decoder, structures)(tokens.to(device)).logits
+    assert_close(logits.cpu(), masked.cpu(), tolerance=tolerance, reason=f"{dtype} arithmetic")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_second_moments_of_half_precision_are_summed_in_float32(
+    device: torch.device, dtype: torch.dtype
+) -> None:
+    features = random_matrix(700, 500).to(dtype)  # more than a strip wide
+    expected = features.double().mT @ features.double()
+    product = gram(features.to(device))
+    assert product.dtype == torch.float32
+    assert torch.equal(product, product.mT)
+    assert_close(product.cpu(), expected, tolerance=1e-5, reason=REASON)
+
+
+def test_a_float32_matrix_that_only_float64_can_factor_is_factored_there(
+    device: torch.device,
+) -> None:
+    matrix = torch.tensor([[0.5884774, 0.6320305], [0.6320305, 0.67880696]])
+    factor = cholesky(matrix.to(device), name="s")
+    assert factor.dtype == torch.float32
+    assert_close((factor @ factor.mT).cpu(), matrix, tolerance=1e-6, reason="float32 factor")
+
+
+@pytest.mark.parametrize("kind", ["attn", "ffn"])
+def test_structures_solved_in_float32_are_those_of_float64(device: torch.device, kind: str) -> None:
+    features = random_matrix(400, 32 if kind == "attn" else 24)
+    wide = Statistics(features.mT @ features, None, None, len(features))
+    narrow = Statistics(wide.hessian.float().to(device), None, None, len(features))
+    expected = solve(tiny_decoder(), wide, kind)
+    for removed, level in solve(decoder_on(device), narrow, kind).items():
+        assert level.structure.kept.tolist() == expected[removed].structure.kept.tolist()
+        weight = level.structure.weight
+        assert weight.device.type == "cpu"
+        assert_close(
+            weight, expected[removed].structure.weight, tolerance=1e-4, reason="float32 solves"
+        )
+
+
+def solve(decoder: Decoder, statistics: Statistics, kind: str) -> dict[int, Any]:
+    sublayer = next(s for s in decoder.sublayers if s.id.kind == kind)
+    return small_pruner().prune(
+        sublayer,
+        statistics,
+        [0, sublayer.num_units // 2, sublayer.num_units],
+        storage_dtype=torch.float32,
+        rng=torch.Generator().manual_seed(0),
+    )
+
+
+@pytest.mark.usefixtures("no_grad")
+def test_a_population_has_the_losses_of_its_members_one_by_one(
+    device: torch.device, tmp_path: Path
+) -> None:
+    decoder, text = decoder_on(device), random_tokens(5, 12, seed=7)
+    build = Build(decoder, random_tokens(6, 16), tmp_path)
+    store = build.run()
+    bounds, rng = build.grid.bounds(), torch.Generator().manual_seed(0)
+    candidates = [mutate((0,) * len(bounds), bounds, rng, max_shifts=3) for _ in range(8)]
+    evaluator = PopulationEvaluator(
+        decoder,
+        store,
+        objective=KdLogits(),
+        reference=dense_reference(decoder, text),
+        batch_tokens=32,
+    )
+    sample = Sample(torch.tensor([0, 2, 3]), 12)
+    together = evaluator.evaluate(candidates, sample)
+    alone = OneByOneEvaluator(decoder, store, text.to(device)).evaluate(candidates, sample)
+    assert relative_error(together.losses, alone.losses) < 1e-4  # float32 sums over the vocabulary
+    assert together.sublayer_evaluations == alone.sublayer_evaluations
+
+
+@pytest.mark.usefixtures("no_grad")
+def test_a_supernet_is_as_good_as_that_of_the_cpu(device: torch.device, tmp_path: Path) -> None:
+    tokens = random_tokens(6, 16)
+    here = Build(decoder_on(device), tokens, tmp_path / "here").run()
+    there = Build(tiny_decoder(), tokens, tmp_path / "there").run()
+    first, *_ = sublayers = [sublayer.id for sublayer in tiny_decoder().sublayers]
+    for level, structure in there.read(first).items():  # before any near tie can fall otherwise
+        ours = here.read(first, [level])[level]
+        assert torch.equal(ours.kept, structure.kept)
+        assert_close(ours.weight, structure.weight, tolerance=1e-3, reason=REASON)
+    for sublayer in sublayers:
+        left, right = here.errors(sublayer), there.errors(sublayer)
+        assert list(left) == list(right)
+        assert list(left.values()) == pytest.approx(list(right.values()), rel=0.1, abs=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_run_from_the_command_line_ends_on_budget(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device, run_dir = named_device("accelerator"), tmp_path / "run"
+    words = ("debug=fast", "logger=csv", "callbacks=quiet", f"trainer.accelerator={device.type}")
+    outcome = run_cli(capsys, *words, f"run_dir={run_dir}")
+    assert outcome.status == 0, outcome.err
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["removed_units"] == summary["asked_units"]
+    assert summary["tyr"]["perplexity"] < float("inf")
+    environment = json.loads((run_dir / "environment.json").read_text())
+    assert environment["device"].startswith(device.type)
+    assert environment["processor"]
+
+
+@pytest.mark.gpu
+def test_what_is_read_ahead_for_an_accelerator_is_page_locked(tmp_path: Path) -> None:
+    device = named_device("accelerator")
+    decoder = decoder_on(device)
+    store = Build(decoder, random_tokens(6, 16), tmp_path).run()
+    requests = [(sublayer.id, None) for sublayer in decoder.sublayers]
+    for (sublayer, _), structures in zip(
+        requests, store.read_ahead(requests, pin=True), strict=True
+    ):
+        for level, structure in store.read(sublayer).items():
+            assert torch.equal(structures[level].weight, structure.weight)
+            if structure.weight.numel():
+                assert structures[level].weight.is_pinned()

@@ -1,0 +1,91 @@
+"""What differs between accelerators, asked of the device instead of guessed from its name.
+
+ROCm presents itself as `cuda`, Intel as `xpu`, Apple as `mps`; what one of them lacks is found by
+asking torch for it. Nothing here chooses a device or changes a global setting.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tyr.memory import available_bytes
+
+logger = logging.getLogger(__name__)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done everything asked of it; a CPU always has."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def device_name(device: torch.device) -> str:
+    """Its product name, or its type where the backend does not tell; empty for a CPU."""
+    if device.type == "cpu":
+        return ""
+    name = getattr(_backend(device), "get_device_name", None)
+    return str(name(device)) if name is not None else device.type
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that is free where tensors of this device live, or None if unknown."""
+    if device.type == "cpu":
+        return available_bytes()
+    ask = getattr(_backend(device), "mem_get_info", None)
+    return int(ask(device)[0]) if ask is not None else None
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Most memory that tensors took on an accelerator since `reset_peak`, or None if not counted.
+
+    A CPU has no such counter: see `tyr.memory.peak_rss_bytes`.
+    """
+    ask = None if device.type == "cpu" else getattr(_backend(device), "max_memory_allocated", None)
+    return int(ask(device)) if ask is not None else None
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start counting `peak_bytes` anew."""
+    reset = getattr(_backend(device), "reset_peak_memory_stats", None)
+    if device.type != "cpu" and reset is not None:
+        reset(device)
+
+
+def pins_memory(device: torch.device) -> bool:
+    """Whether copies to the device are faster from page-locked memory; not where it shares ours."""
+    return device.type not in ("cpu", "mps", "meta")
+
+
+def wide_mm(left: Tensor, right: Tensor) -> Tensor:
+    """Product of half-precision matrices in float32: (a, n), (n, b) -> (a, b).
+
+    Products of bf16 or fp16 are exact in float32, so where the device can multiply in them and
+    return float32, that is the float32 result several times faster than casting first. Elsewhere
+    the operands are cast; the mathematics is the same.
+    """
+    if left.dtype == right.dtype and widens_products(left.device, left.dtype):
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+@functools.cache
+def widens_products(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `torch.mm` returns float32 for half-precision operands here; tried once."""
+    if device.type == "cpu" or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    probe = torch.ones(16, 16, device=device, dtype=dtype)
+    try:
+        product = torch.mm(probe, probe, out_dtype=torch.float32)
+    except (RuntimeError, TypeError) as error:  # TypeError: a torch without the argument
+        logger.info("%s: no float32 products of %s (%s)", device, dtype, str(error).split("\n")[0])
+        return False
+    return product.dtype == torch.float32 and bool((product == 16).all())
+
+
+def _backend(device: torch.device) -> Any:
+    return torch.get_device_module(device)
