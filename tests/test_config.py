@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from tyr.hints import groups
 from tyr.run import CONFIG_DIR, build, build_method
+from tyr.search.economy import Economy
 
 GROUPS = groups(CONFIG_DIR)
 # Composed with a value for what the user must give, so that resolving does not stop there.
@@ -50,9 +51,11 @@ def test_every_experiment_builds_its_method(experiment: str) -> None:
     assert method.iterations == config.iterations
 
 
-@pytest.mark.parametrize(
-    "group", ["criterion", "target", "accumulation", "objective", "pruner", "finish", "export"]
-)
+METHOD_GROUPS = ["criterion", "target", "accumulation", "objective", "pruner", "finish", "export"]
+SEARCH_GROUPS = ["start", "surrogate", "racing", "samples", "archive"]
+
+
+@pytest.mark.parametrize("group", [*METHOD_GROUPS, *SEARCH_GROUPS])
 def test_every_choice_of_a_method_group_builds(group: str) -> None:
     for choice in choices(group):
         build_method(composed(f"{group}={choice}"))
@@ -82,6 +85,17 @@ def test_the_defaults_are_the_papers_settings() -> None:
     assert (config.pruner.attention_group, config.pruner.ffn_group) == (1, 16)
     assert (config.supernet.interval, config.supernet.levels) == (0.125, 9)
     assert (config.data.calibration_tokens, config.data.sequence_length) == (4194304, 4096)
+
+
+def test_the_options_that_save_tokens_are_off_unless_asked_for() -> None:
+    paper, fast = (
+        build_method(composed(*words)).search.economy for words in ([], ["experiment=fast"])
+    )
+    assert paper.remembers is False
+    for part in SEARCH_GROUPS:
+        default, chosen = (type(getattr(economy, part)) for economy in (paper, fast))
+        assert default is type(getattr(Economy(), part))
+        assert chosen is not default
 
 
 def test_the_command_line_wins_over_the_models_schedule() -> None:

@@ -36,6 +36,7 @@ MODULES = {
     "tyr.config": 0,
     "tyr.cost": 0,
     "tyr.ceilings": 0,
+    "tyr.footprint": 7,
     "tyr.planner": 7,
     "tyr.plan_table": 7,
     "tyr.plan": 8,

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ def test_available_memory_is_what_the_system_says(
         "MemTotal:  900 kB\nMemAvailable:     300 kB\nHugetlb: 0 kB\n"
     )
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "OWN_CGROUPS", tmp_path / "absent")
     assert memory.available_bytes() == 300 * 1024
     (tmp_path / "meminfo").write_text("MemTotal:  900 kB\n")
     assert memory.available_bytes() is None
@@ -27,3 +30,41 @@ def test_what_does_not_fit_is_refused_with_both_sizes() -> None:
     memory.check_fits(5, None, what="a model")
     with pytest.raises(ModelError, match=r"about 5\.0 GB .* needed and 4\.0 GB .* a model"):
         memory.check_fits(5_000_000_000, 4_000_000_000, what="a model")
+
+
+@pytest.mark.parametrize(
+    ("line", "folder", "limit", "usage"),
+    [
+        ("0::/job/step", "", "memory.max", "memory.current"),
+        ("4:cpu,memory:/job/step", "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ],
+)
+def test_a_control_group_limits_what_is_available(
+    line: str, folder: str, limit: str, usage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own").write_text(f"3:pids:/other\n{line}\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "absent")
+    monkeypatch.setattr(memory, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "groups")
+    assert memory.available_bytes() is None
+    job = tmp_path / "groups" / folder / "job"
+    (job / "step").mkdir(parents=True)
+    for place, most in ((job, "5000"), (job / "step", "max")):
+        (place / limit).write_text(f"{most}\n")
+        (place / usage).write_text("3000\n")
+        (place / "memory.stat").write_text("anon 1\ninactive_file 700\n")
+    assert memory.available_bytes() == 5000 - (3000 - 700)
+    (job / limit).write_text("9223372036854771712\n")
+    assert memory.available_bytes() is None
+
+
+def test_a_limit_of_the_process_limits_what_is_available() -> None:
+    code = (
+        "import resource; from tyr.memory import available_bytes, rss_bytes; "
+        "resource.setrlimit(resource.RLIMIT_DATA, (1 << 28, resource.RLIM_INFINITY)); "
+        "print(available_bytes(), rss_bytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    left, resident = map(int, done.stdout.split())
+    assert 0 < left < 1 << 28
+    assert 1 << 20 < resident < 1 << 30

@@ -25,8 +25,14 @@ from tyr.pipeline import Method
 from tyr.prune.criterion import SecondOrder, Taylor
 from tyr.prune.local import LocalPruner
 from tyr.prune.target import CorrectedTarget, SelfTarget
+from tyr.search.archive import KeepAll
+from tyr.search.economy import Economy
 from tyr.search.evolution import EvolutionarySearch
 from tyr.search.objective import KdLogits
+from tyr.search.racing import SequentialRacing
+from tyr.search.samples import NestedSamples
+from tyr.search.start import DynamicStart
+from tyr.search.surrogate import LinearSurrogate
 from tyr.sparsity import Allocation, unit_budget
 from tyr.supernet.accumulation import ExpectationAccumulation, RandomAccumulation
 from tyr.supernet.finish import FromSupernet, Repruned
@@ -168,6 +174,21 @@ METHODS: dict[str, Callable[[], Method]] = {
         pruner=LocalPruner(SecondOrder(), CorrectedTarget(), ffn_group=4),
         supernet=SupernetSettings(RandomAccumulation(), attention_unit="kv_group", interval=0.25),
         finish=FromSupernet(),
+    ),
+    "every option that saves tokens": lambda: make_method(
+        search=EvolutionarySearch(
+            KdLogits(),
+            generations=3,
+            offspring=4,
+            stages=[[32, 2], [128, 1]],
+            economy=Economy(
+                start=DynamicStart(),
+                surrogate=LinearSurrogate(),
+                racing=SequentialRacing(),
+                samples=NestedSamples(generations=2),
+                archive=KeepAll(),
+            ),
+        ),
     ),
 }
 

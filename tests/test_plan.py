@@ -34,6 +34,7 @@ def test_the_plan_names_every_stage_and_leaves_nothing_behind(
     for stage in ("dense", "supernet", "search", "finish", "evaluation"):
         assert stage in outcome.out
     assert "Distinct trie nodes" in outcome.out
+    assert "At once" in outcome.out
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 

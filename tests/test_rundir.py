@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import yaml
 from tyr.errors import ResumeError
 from tyr.events import EvaluationRow
 from tyr.rundir import RunDirectory, flatten
+from tyr.search.archive import Evaluation
 from tyr.search.evolution import SearchState
 from tyr.sparsity import Allocation, LevelGrid, UnitCounts
 
@@ -70,6 +72,7 @@ def test_the_same_configuration_continues(run: RunDirectory) -> None:
         {"callbacks": {}},
         {"callbacks": {"progress": {"_target_": "Q", "every": 2}}},
         {"logger": {"wandb": {"_target_": "W"}}},
+        {"model": {**CONFIG["model"], "offload": "disk", "host_state_bytes": 8e9}},
     ],
     ids=str,
 )
@@ -131,6 +134,27 @@ def test_a_search_state_survives_exactly(run: RunDirectory) -> None:
     run.save_search(1, GRID, STATE)
     assert run.search_state(1, GRID) == STATE
     assert run.search_state(0, GRID) == SearchState(0, (0, 0, 0, 0)), "another iteration"
+
+
+def test_what_the_options_of_a_search_learned_survives_exactly(run: RunDirectory) -> None:
+    one, other = (1, -1, -1, 1), (0, 0, 0, 0)
+    learned = (
+        Evaluation(one, (12, 0, 4), 0.1 + 0.2),
+        Evaluation(other, (12, 0, 4), 1e-17),
+        Evaluation(one, (6, 3), 2.5),
+    )
+    state = replace(STATE, evaluations=learned)
+    run.save_search(0, GRID, state)
+    assert run.search_state(0, GRID) == state
+    content = json.loads((run.path / "iteration-0" / "search.json").read_text())["state"]
+    assert content["evaluations"]["candidates"] == ["1 -1 -1 1", "0 0 0 0"], "each once"
+    assert content["evaluations"]["samples"] == ["12 0 4", "6 3"]
+
+
+def test_a_state_without_options_is_written_as_before_there_were_any(run: RunDirectory) -> None:
+    run.save_search(0, GRID, STATE)
+    content = json.loads((run.path / "iteration-0" / "search.json").read_text())["state"]
+    assert content.keys() == {"generation", "parent", "loss", "sample_key"}
 
 
 def test_an_unsearched_iteration_starts_at_the_centre(run: RunDirectory) -> None:

@@ -87,7 +87,7 @@ def _engines(
 ) -> list[dict[str, Engine]]:
     from tyr.evaluate.engines import LlamaCppEngine, TorchEngine
     from tyr.evaluate.latency_evaluator import torch_engines
-    from tyr.model.loading import parse_dtype
+    from tyr.model.source import parse_dtype
     from tyr.trainer import choose_device
 
     files = [path for path in paths.values() if path.suffix == ".gguf"]

@@ -29,8 +29,9 @@ from tyr.errors import ConfigError, ModelError
 from tyr.evaluate.perplexity import Evaluator
 from tyr.events import Callback
 from tyr.files import write_json
+from tyr.footprint import check_memory
 from tyr.model.architecture import unit_counts
-from tyr.model.loading import ModelSource
+from tyr.model.source import ModelSource
 from tyr.pipeline import Method, Pipeline
 from tyr.planner import Planner, RunPlan, as_content
 from tyr.processes import Processes
@@ -103,7 +104,9 @@ def launch(
         prepared = processes.broadcast(
             lambda: prepare(method, source, data, job, device=device, count=processes.size)
         )
-        decoder = source.load(device=device, attention_unit=method.supernet.attention_unit)
+        decoder = source.load(
+            device=device, attention_unit=method.supernet.attention_unit, scratch=prepared.path
+        )
         check_same_model(decoder.fingerprint, processes)
         session = Session(
             decoder,
@@ -162,13 +165,15 @@ def prepare(
     config, path = job.config, job.path
     splits = data.load(source.tokenizer())
     method.search.check_text(len(splits.search), splits.search.shape[1])
+    plan = plan_run(method, source, data, sparsity=config["sparsity"], device=device)
+    check_memory(plan.weights, [stage.held for stage in plan.stages], source.memory, device)
     run_dir = RunDirectory(path)
     resumed = run_dir.start(job.config_yaml, resume=config["resume"])
     run_dir.check_inputs(splits.fingerprint)
     environment = describe_environment(device, config["seed"], processes=count)
     write_json(path / "environment.json", environment)
     if not resumed:
-        plan, ceilings = make_plan(method, source, data, sparsity=config["sparsity"], device=device)
+        ceilings = measure_ceilings(device, source.precisions(device)[1])
         write_json(path / PLAN_FILE, as_content(plan, ceilings))
     return Prepared(splits, path, Provenance(config, job.command, environment, resumed))
 
@@ -220,6 +225,19 @@ def make_plan(
     device: torch.device,
 ) -> tuple[RunPlan, Ceilings]:
     """What a run that passed `check_plan` will cost, and what the device can do."""
+    plan = plan_run(method, source, data, sparsity=sparsity, device=device)
+    return plan, measure_ceilings(device, source.precisions(device)[1])
+
+
+def plan_run(
+    method: Method,
+    source: ModelSource,
+    data: DataSource,
+    *,
+    sparsity: float,
+    device: torch.device,
+) -> RunPlan:
+    """What a run that passed `check_plan` will cost."""
     storage, compute = source.precisions(device)
     planner = Planner(
         method,
@@ -229,7 +247,7 @@ def make_plan(
         storage=storage,
         compute=compute,
     )
-    return planner.plan(), measure_ceilings(device, compute)
+    return planner.plan(source.memory, device)
 
 
 def describe_environment(device: torch.device, seed: int, *, processes: int = 1) -> dict[str, Any]:

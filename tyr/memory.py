@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tyr.errors import ModelError
 
-if TYPE_CHECKING:
-    import torch
-
 MEMINFO = Path("/proc/meminfo")
+STATUS = Path("/proc/self/status")
+OWN_CGROUPS = Path("/proc/self/cgroup")
+CGROUPS = Path("/sys/fs/cgroup")
+UNLIMITED = 1 << 60  # control groups of version 1 write no limit as a number beyond this
 
 
 def peak_rss_bytes() -> int:
@@ -21,23 +22,83 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def rss_bytes() -> int:
+    """Resident set of this process now, bytes; its peak where the system does not tell."""
+    fields = _fields(STATUS)
+    return fields["VmRSS"] if "VmRSS" in fields else peak_rss_bytes()
+
+
 def available_bytes() -> int | None:
-    """Host memory that can be had without swapping, or None where the system does not tell."""
+    """Host memory that can be had without swapping, or None where the system does not tell.
+
+    The least of what is free, what a control group leaves, and what the limits of this process
+    leave (`ulimit -d`, `ulimit -v`).
+    """
+    bounds = [*_free(), *_left_by_groups(), *_left_by_limits()]
+    return min(bounds, default=None)
+
+
+def _free() -> list[int]:
+    fields = _fields(MEMINFO)
+    return [fields["MemAvailable"]] if "MemAvailable" in fields else []
+
+
+def _left_by_groups() -> list[int]:
+    left = []
+    for folder, limit, usage in _groups():
+        try:
+            most = (folder / limit).read_text(encoding="ascii").strip()
+            used = int((folder / usage).read_text(encoding="ascii")) - _reclaimable(folder)
+        except (OSError, ValueError):
+            continue
+        if most.isdigit() and int(most) < UNLIMITED:  # not "max"
+            left.append(max(0, int(most) - used))
+    return left
+
+
+def _groups() -> Iterator[tuple[Path, str, str]]:
+    """Control groups around this process, with their files of limit and use."""
     try:
-        lines = MEMINFO.read_text(encoding="ascii").splitlines()
+        lines = OWN_CGROUPS.read_text(encoding="utf-8").splitlines()
     except OSError:
-        return None
-    fields = dict(line.split(":", 1) for line in lines if ":" in line)
-    return int(fields["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in fields else None
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":  # version 2
+            root, names = CGROUPS, ("memory.max", "memory.current")
+        elif "memory" in controllers.split(","):
+            root = CGROUPS / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        else:
+            continue
+        folder = root / path.lstrip("/")
+        yield from ((f, *names) for f in (folder, *folder.parents) if f.is_relative_to(root))
 
 
-def device_bytes(device: torch.device) -> int | None:
-    """Memory that is free where models are put, or None if unknown."""
-    if device.type == "cuda":
-        import torch
+def _reclaimable(folder: Path) -> int:
+    """Bytes of files that the system keeps in memory for the group and drops when it has to."""
+    lines = (folder / "memory.stat").read_text(encoding="ascii").splitlines()
+    counts = dict(line.split(maxsplit=1) for line in lines)
+    return int(counts.get("total_inactive_file", counts.get("inactive_file", 0)))
 
-        return int(torch.cuda.mem_get_info(device)[0])
-    return available_bytes()
+
+def _left_by_limits() -> list[int]:
+    fields, left = _fields(STATUS), []
+    for kind, used in ((resource.RLIMIT_DATA, "VmData"), (resource.RLIMIT_AS, "VmSize")):
+        soft, _ = resource.getrlimit(kind)
+        if soft != resource.RLIM_INFINITY and used in fields:
+            left.append(max(0, soft - fields[used]))
+    return left
+
+
+def _fields(path: Path) -> dict[str, int]:
+    """The entries in kB of a file of the system, in bytes; none where it does not exist."""
+    try:
+        lines = path.read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":")[::2] for line in lines if line.endswith(" kB"))
+    return {name: int(value.split()[0]) * 1024 for name, value in pairs}
 
 
 def check_fits(needed: int, available: int | None, *, what: str) -> None:

@@ -18,7 +18,7 @@ from tyr.events import EvaluationRow, GenerationFinished, SearchFinished
 from tyr.export.checkpoint import ExportedModel
 from tyr.layout import Layout
 from tyr.model.decoder import Decoder
-from tyr.model.loading import ModelSource, parse_dtype
+from tyr.model.source import ModelSource, parse_dtype
 from tyr.prune.local import LocalPruner
 from tyr.search.evolution import EvolutionarySearch, SearchState
 from tyr.search.ledger import Evaluator

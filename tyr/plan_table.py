@@ -25,6 +25,11 @@ def show(plan: RunPlan, ceilings: Ceilings, *, device: torch.device) -> None:
     table.add_section()
     table.add_row("all, with the model", "", "", "", memory, disk, duration(seconds))
     console.print(table)
+    held = plan.footprint
+    console.print(
+        f"At once: {amount(held.device, 'B')} on {device}, {amount(held.host, 'B')} in host memory "
+        f"beside it, {amount(held.file, 'B')} of hidden states in a file"
+    )
     shares = ", ".join(f"{share:.0%}" for share in plan.shares)
     console.print(
         f"{device}: products {amount(ceilings.compute, 'FLOP/s')}, solves "

@@ -17,14 +17,28 @@ from tyr.calibrate.statistics import STRIP
 from tyr.ceilings import Ceilings
 from tyr.cost import Shape, greedy_flops, hessian_flops, structure_bytes
 from tyr.data import SplitSizes
+from tyr.footprint import (
+    NOTHING,
+    Footprint,
+    Held,
+    WeightBytes,
+    activation_bytes,
+    footprint,
+    held_to_measure,
+    logit_bytes,
+    solving_bytes,
+)
 from tyr.model.architecture import head_size, unit_counts
+from tyr.model.placement import MemorySettings
 from tyr.pipeline import Method
 from tyr.randomness import derive_generator
 from tyr.search.mutation import Levels, mutate
 from tyr.sparsity import KINDS, SublayerId, uniform_allocation
 
-SOLVE_BYTES = 8  # float64 on CPU; on accelerators factorisations take 4, which this overstates
 SIMULATED_POPULATIONS = 3
+
+_IN_MEMORY = MemorySettings()
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -37,7 +51,7 @@ class StagePlan:
         compute: floating-point operations in compute precision, once.
         solve: floating-point operations in the precision of factorisations, once.
         disk: bytes written, once.
-        memory: most bytes held beside the model.
+        held: most bytes held beside the dense weights.
     """
 
     name: str
@@ -45,7 +59,12 @@ class StagePlan:
     compute: float
     solve: float = 0.0
     disk: float = 0.0
-    memory: float = 0.0
+    held: Held = NOTHING
+
+    @property
+    def memory(self) -> float:
+        """Bytes beside the dense weights, wherever they are."""
+        return self.held.working + self.held.states
 
     def seconds(self, ceilings: Ceilings) -> float:
         """Least time for all of it."""
@@ -58,20 +77,22 @@ class RunPlan:
 
     Args:
         stages: in order.
-        model_bytes: weights in compute precision.
+        weights: in compute precision.
+        footprint: most memory held at once.
         disk_bytes: the largest supernet and the exported model.
         shares: distinct trie nodes per search stage, as a fraction of the candidates' nodes.
     """
 
     stages: tuple[StagePlan, ...]
-    model_bytes: float
+    weights: WeightBytes
+    footprint: Footprint
     disk_bytes: float
     shares: tuple[float, ...]
 
     @property
     def memory_bytes(self) -> float:
-        """Weights and the largest stage."""
-        return self.model_bytes + max(stage.memory for stage in self.stages)
+        """Weights and the largest stage, on the device and in host memory."""
+        return self.footprint.memory
 
 
 def shape_of(config: PretrainedConfig) -> Shape:
@@ -119,20 +140,27 @@ class Planner:
         uniform = uniform_allocation(sparsity, units, method.supernet.layout)
         self.grid = method.supernet.grid(uniform, units, iteration=0)
 
-    def plan(self) -> RunPlan:
-        """Every stage."""
+    def plan(self, memory: MemorySettings = _IN_MEMORY, device: torch.device = _CPU) -> RunPlan:
+        """Every stage.
+
+        Args:
+            memory: where weights and hidden states are kept.
+            device: computing device.
+        """
         levels = self._levels()
         finish = self._pruning("finish", [self.kept])
         iterations = self.method.iterations
-        stages = [self._dense()]
+        stages = [self._dense(device)]
         if iterations:
             stages += [replace(self._pruning("supernet", levels), times=iterations)]
-            stages += [replace(self._search(), times=iterations)]
-        stages += [finish, self._evaluation(finish)]
+            stages += [replace(self._search(levels, device), times=iterations)]
+        stages += [finish, self._evaluation(finish, device)]
+        weights = self._weights()
         written = structure_bytes(self.shape, levels, self.storage) if iterations else 0.0
         return RunPlan(
             stages=tuple(stages),
-            model_bytes=self.shape.parameters * self.compute,
+            weights=weights,
+            footprint=footprint(weights, [stage.held for stage in stages], memory, device),
             disk_bytes=written + self._exported_bytes(),
             shares=self._shares(),
         )
@@ -143,10 +171,16 @@ class Planner:
         width = self.grid.units[sublayer]
         return [1 - removed / width for removed in self.grid.levels(sublayer).values()]
 
-    def _dense(self) -> StagePlan:
+    def _weights(self) -> WeightBytes:
+        blocks, block = self.shape.blocks, self.shape.block_parameters
+        outside = self.shape.parameters - blocks * block
+        return WeightBytes(float(outside * self.compute), float(block * self.compute), blocks)
+
+    def _dense(self, device: torch.device) -> StagePlan:
         tokens, length = self.sizes.evaluation_tokens, self.sizes.sequence_length
         flops = self.shape.forward_flops(tokens, length) + self.shape.vocabulary_flops(tokens)
-        return StagePlan("dense", 1, flops, memory=self._batch_bytes(8192))
+        held = held_to_measure(self.shape, tokens, self.compute, device_type=device.type)
+        return StagePlan("dense", 1, flops, held=held)
 
     def _pruning(self, name: str, levels: Sequence[float]) -> StagePlan:
         """One walk of the calibration stream with a greedy pass at every sublayer."""
@@ -164,13 +198,17 @@ class Planner:
                 compute += self.shape.blocks * 2.0 * tokens * width * (width + self.shape.hidden)
             solve += self.shape.blocks * greedy_flops(width, self.shape.hidden, levels)
         widest = max(self.shape.inputs(kind) for kind in KINDS)
-        hidden = streams * tokens * self.shape.hidden * self.compute
-        kept = streams * min(settings.feature_bytes, tokens * widest * self.compute)
-        solving = SOLVE_BYTES * (4 * widest**2 + 3 * widest * self.shape.hidden)
+        hidden = float(streams * tokens * self.shape.hidden * self.compute)
+        working = float(streams * min(settings.feature_bytes, tokens * widest * self.compute))
+        batch = min(tokens, settings.batch_tokens)
+        working += activation_bytes(self.shape, batch, self.compute)
+        working += solving_bytes(
+            self.shape, widest, levels, storage=self.storage, corrected=streams == 2
+        )
         disk = structure_bytes(self.shape, levels, self.storage)
-        return StagePlan(name, 1, compute, solve, disk, hidden + kept + solving)
+        return StagePlan(name, 1, compute, solve, disk, Held(working, hidden))
 
-    def _search(self) -> StagePlan:
+    def _search(self, levels: Sequence[float], device: torch.device) -> StagePlan:
         """All generations of one iteration, and the teacher's states."""
         search, shape, length = self.method.search, self.shape, self.sizes.sequence_length
         one = frontier = 0.0
@@ -178,20 +216,37 @@ class Planner:
             tokens = stage.num_tokens
             sliced = shape.forward_flops(tokens, min(length, tokens), self.kept)
             one += count * share * sliced + (count + 1) * shape.vocabulary_flops(tokens)
-            frontier = max(frontier, count * tokens * shape.hidden * self.compute)
+            # States before and after a sublayer; the copies after the final norm come later.
+            frontier = max(frontier, 2 * count * tokens * shape.hidden * self.compute)
         # The teacher's states are computed once and serve every iteration.
         teacher = shape.forward_flops(self.sizes.search_tokens, length) / self.method.iterations
-        states = self.sizes.search_tokens * shape.hidden * self.compute
-        return StagePlan("search", 1, search.generations * one + teacher, memory=states + frontier)
+        observed = len(search.objective.observed_blocks(shape.blocks))
+        states = float(self.sizes.search_tokens * shape.hidden * self.compute)
+        largest = max(stage.num_tokens for stage in search.stages)
+        working = frontier + logit_bytes(shape, largest, device.type)
+        working += activation_bytes(shape, min(largest, search.batch_tokens), self.compute)
+        sliced = shape.block_parameters * self.compute * max(levels)
+        stored = shape.ffn * shape.hidden * self.storage * sum(levels)
+        held = Held(working + sliced + stored, (1 + observed) * states, walking=states)
+        return StagePlan("search", 1, search.generations * one + teacher, held=held)
 
-    def _evaluation(self, pruning: StagePlan) -> StagePlan:
+    def _evaluation(self, pruning: StagePlan, device: torch.device) -> StagePlan:
         """The uniform baseline is pruned, then each model is measured beside the teacher."""
         tokens, length = self.sizes.evaluation_tokens, self.sizes.sequence_length
         pair = self.shape.forward_flops(tokens, length) * (1 + self.kept)
         measured = pair + 3 * self.shape.vocabulary_flops(tokens)
-        return StagePlan(
-            "evaluation", 1, pruning.compute + 3 * measured, pruning.solve, 0.0, pruning.memory
+        one = pruning.held
+        two = held_to_measure(
+            self.shape, tokens, self.compute, device_type=device.type, pruned=self.kept
         )
+        held = Held(
+            max(one.working, two.working),
+            states=one.states,
+            walking=max(0.0, two.walking - one.states),
+            sliced=two.sliced,
+        )
+        flops = pruning.compute + 3 * measured
+        return StagePlan("evaluation", 1, flops, pruning.solve, held=held)
 
     def _counts(self) -> list[int]:
         """Candidates that enter each stage; the parent joins the last."""
@@ -218,11 +273,6 @@ class Planner:
                 totals[index] += distinct_share(chosen[:count]) / SIMULATED_POPULATIONS
         return tuple(totals)
 
-    def _batch_bytes(self, tokens: int) -> float:
-        """Activations of a batch at their widest."""
-        widest = 2 * self.shape.ffn + self.shape.hidden
-        return float(tokens * widest * self.compute)
-
     def _exported_bytes(self) -> float:
         blocks = self.shape.blocks * self.shape.block_parameters
         return (blocks * self.kept + self.shape.parameters - blocks) * self.storage
@@ -232,8 +282,9 @@ def as_content(plan: RunPlan, ceilings: Ceilings) -> dict[str, object]:
     """The plan as plain values, for plan.json."""
     return {
         "ceilings": asdict(ceilings),
-        "model_bytes": plan.model_bytes,
+        "model_bytes": plan.weights.total,
         "memory_bytes": plan.memory_bytes,
+        "footprint": asdict(plan.footprint),
         "disk_bytes": plan.disk_bytes,
         "distinct_nodes": list(plan.shares),
         "stages": [{**asdict(stage), "seconds": stage.seconds(ceilings)} for stage in plan.stages],

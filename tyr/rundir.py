@@ -34,6 +34,12 @@ T = TypeVar("T")
 # Keys that may differ between a run and its continuation: they do not touch its results (`trainer`:
 # up to the order of sums).
 FREE_KEYS = ("resume", "run_dir", "callbacks", "logger", "trainer")
+FREE_SETTINGS = (
+    "model.offload",
+    "model.device_state_bytes",
+    "model.host_state_bytes",
+    "model.memory_budget",
+)
 
 
 class RunDirectory:
@@ -165,7 +171,9 @@ class RunDirectory:
         differing = sorted(
             key
             for key in before.keys() | now.keys()
-            if key.split(".")[0] not in FREE_KEYS and before.get(key) != now.get(key)
+            if key.split(".")[0] not in FREE_KEYS
+            and key not in FREE_SETTINGS
+            and before.get(key) != now.get(key)
         )
         if differing:
             shown = "; ".join(f"{k}: was {before.get(k)!r}, now {now.get(k)!r}" for k in differing)

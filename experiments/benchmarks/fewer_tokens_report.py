@@ -42,7 +42,7 @@ def arrival(run: dict[str, Any], target: float) -> dict[str, float] | None:
 
 def summarise(runs: Runs) -> dict[str, Any]:
     """Per variant: losses, tokens, and ratios to the paper's schedule of the same seed."""
-    return {name: _summary(chosen, runs[PAPER]) for name, chosen in runs.items()}
+    return {name: _summary(chosen, runs[PAPER]) for name, chosen in runs.items() if chosen}
 
 
 def _summary(runs: list[dict[str, Any]], paper: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,14 +3,16 @@
 Both models are converted to f16 by tyr and quantised by llama.cpp's own quantiser. Perplexity is
 measured in llama.cpp on windows of the standard library's evaluation split (or of a text file); the
 torch column, on the same tokens, shows what the f16 file itself costs. On small models most rows
-are no multiple of 256, so Q4_K_M falls back to larger types: the table lists which.
+are no multiple of 256, so Q4_K_M falls back to larger types: the table lists which. The commands
+that made the pruned models are taken from the summary.json beside them.
 
-    python experiments/benchmarks/gguf_quantised.py --pruned head=RUN/model kv_group=RUN2/model
+    python experiments/benchmarks/gguf_quantised.py --pruned head=RUN/model portable=RUN2/model
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import tempfile
 from collections import Counter
@@ -31,6 +33,12 @@ from tyr.model.loading import BUILT_IN
 
 RESULTS = Path(__file__).parent / "results"
 WINDOW = 256
+FALLBACKS = """Q8_0 and Q5_0 cut the rows of a matrix into blocks of 32 values, Q4_K into blocks of
+256. A matrix whose rows are no multiple of 32 stays F16 whatever is asked for; one that has blocks
+of 32 but not of 256 becomes Q5_0 or Q8_0 where Q4_K_M asks for Q4_K. Rows of `attn_output` are as
+long as heads x head size, rows of `ffn_down` as the FFN is wide. Where query heads share KV heads
+unevenly, llama.cpp needs some KV heads twice, and the file holds them twice; the directory does
+not."""
 
 
 def windows_of(directory: Path, text: Path | None, tokens: int) -> torch.Tensor:
@@ -112,6 +120,14 @@ def rows_of(name: str, directory: Path, windows: torch.Tensor, folder: Path) -> 
     return rows
 
 
+def command_of(directory: Path) -> str:
+    """What made an exported model, as its run recorded it."""
+    summary = directory.parent / "summary.json"
+    if not summary.is_file():
+        return "not recorded"
+    return f"`{json.loads(summary.read_text(encoding='utf-8'))['command']}`"
+
+
 def named(word: str) -> tuple[str, Path]:
     """NAME=DIR in its parts."""
     name, _, directory = word.partition("=")
@@ -133,10 +149,11 @@ def main() -> None:
     tyr.export.register()
     dense = BUILT_IN if given.dense == "built-in" else Path(given.dense)
     windows = windows_of(dense, given.text, given.tokens)
+    pruned = dict(named(word) for word in given.pruned)
     with tempfile.TemporaryDirectory() as folder:
         rows = [
             row
-            for name, directory in (("dense", dense), *(named(word) for word in given.pruned))
+            for name, directory in {"dense": dense, **pruned}.items()
             for row in rows_of(name, directory, windows, Path(folder))
         ]
     content = "\n".join(
@@ -150,6 +167,10 @@ def main() -> None:
             "| model | type | bytes | perplexity | matrices |",
             "|---|---|---|---|---|",
             *rows,
+            "",
+            *(f"- `{name}`: {command_of(directory)}" for name, directory in pruned.items()),
+            "",
+            FALLBACKS,
         ]
     )
     given.results.mkdir(parents=True, exist_ok=True)

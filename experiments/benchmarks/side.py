@@ -29,11 +29,12 @@ from tyr.ceilings import gemm_rate
 from tyr.memory import peak_rss_bytes
 from tyr.model.architecture import ARCHITECTURES
 from tyr.model.decoder import Decoder
-from tyr.model.loading import random_weights
+from tyr.model.random_weights import random_weights
 from tyr.prune.criterion import Taylor
 from tyr.prune.local import LocalPruner
 from tyr.prune.target import SelfTarget
-from tyr.search.evolution import Evaluator, EvolutionarySearch, SearchState
+from tyr.search.evolution import EvolutionarySearch, SearchState
+from tyr.search.ledger import Evaluator
 from tyr.search.mutation import Levels
 from tyr.search.objective import KdLogits, dense_reference
 from tyr.search.population import PopulationEvaluator, PopulationLosses

@@ -19,7 +19,7 @@ def states_after(decoder: Decoder, stream: Stream) -> Tensor:
     """Hidden states after passing every sublayer with its dense weight."""
     for sublayer in decoder.sublayers:
         stream.advance(sublayer, sublayer.output_weight)
-    return torch.cat(stream._hidden)
+    return torch.cat(list(stream._hidden))
 
 
 def test_passing_with_dense_weights_is_the_dense_forward(decoder: Decoder, tokens: Tensor) -> None:

@@ -115,11 +115,11 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
 ) -> None:
     stored = sum(size for *_, size in stored_shapes(Path(models[1])))
     monkeypatch.setattr(command, "load", None)  # nothing is loaded
-    monkeypatch.setattr(command, "device_bytes", lambda device: stored - 1)
+    monkeypatch.setattr(command, "free_bytes", lambda device: stored - 1)
     outcome = evaluate(capsys, models[1], "--data-dir", str(folder))
     assert outcome.status == 2
     assert f"for the weights of {models[1]}" in outcome.err
-    monkeypatch.setattr(command, "device_bytes", lambda device: stored)
+    monkeypatch.setattr(command, "free_bytes", lambda device: stored)
     command.check_model(models[1], torch.device("cpu"))
 
 

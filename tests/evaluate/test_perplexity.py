@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -61,7 +62,17 @@ def test_kl_is_that_of_the_full_logits_over_all_positions(
     assert_close(quality.kl, logits_kl(teacher, student), tolerance=FLOAT32, reason=REASON)
 
 
-class SameHead:
+class Plain:
+    """A model that knows no better way through several batches than one by one."""
+
+    def final_hidden(self, tokens: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def final_states(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        return (self.final_hidden(batch) for batch in batches)
+
+
+class SameHead(Plain):
     """One decoder's blocks with another's vocabulary projection, as pruning leaves it."""
 
     def __init__(self, blocks: Decoder, head: Decoder) -> None:
@@ -74,7 +85,7 @@ class SameHead:
 def test_a_model_that_knows_nothing_has_the_perplexity_of_the_vocabulary(
     decoder: Decoder, windows: Tensor
 ) -> None:
-    class Silent:
+    class Silent(Plain):
         head = decoder.head
 
         def final_hidden(self, tokens: Tensor) -> Tensor:
@@ -88,7 +99,7 @@ def test_a_model_that_knows_nothing_has_the_perplexity_of_the_vocabulary(
 def test_a_loss_that_is_not_finite_is_an_error(
     decoder: Decoder, windows: Tensor, value: float
 ) -> None:
-    class Broken:
+    class Broken(Plain):
         head = decoder.head
 
         def final_hidden(self, tokens: Tensor) -> Tensor:
@@ -99,7 +110,7 @@ def test_a_loss_that_is_not_finite_is_an_error(
 
 
 def test_a_loss_whose_exponential_overflows_is_an_error(decoder: Decoder, windows: Tensor) -> None:
-    class Hopeless:
+    class Hopeless(Plain):
         head = decoder.head
 
         def final_hidden(self, tokens: Tensor) -> Tensor:

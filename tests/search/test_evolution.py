@@ -13,7 +13,8 @@ from tests.tolerance import FLOAT32, assert_close
 from tyr.errors import ConfigError
 from tyr.events import GenerationFinished
 from tyr.model.decoder import Decoder
-from tyr.search.evolution import Evaluator, EvolutionarySearch, Ledger, SearchState
+from tyr.search.evolution import EvolutionarySearch, SearchState
+from tyr.search.ledger import Evaluator, Ledger
 from tyr.search.mutation import Levels
 from tyr.search.objective import KdHidden, KdLogits, Perplexity, dense_reference
 from tyr.search.population import PopulationEvaluator, PopulationLosses

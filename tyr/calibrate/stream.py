@@ -4,7 +4,8 @@ A stream stands in front of one sublayer. It can show that sublayer's features (
 output projection) and it can advance past it with any output weight, which is what error
 accumulation needs (Section 2.3): `o_proj` and `down_proj` are linear, so a mixture of structures is
 one weight. Features are kept between the two when they fit the byte budget, else computed again;
-the numbers are the same either way.
+the numbers are the same either way. Hidden states live where the model's byte budgets put them
+(`tyr/model/states.py`).
 """
 
 from __future__ import annotations
@@ -38,7 +39,11 @@ class Stream:
         feature_bytes: int = 1 << 28,
     ) -> None:
         sequences = max(1, batch_tokens // tokens.shape[1])
-        self._hidden = [decoder.embed(batch) for batch in tokens.split(sequences)]
+        batches = tokens.split(sequences)
+        shape = (tokens.shape[1], decoder.config.hidden_size)
+        self._hidden = decoder.states.batches([len(b) for b in batches], shape, decoder.dtype)
+        for index, batch in enumerate(batches):
+            self._hidden[index] = decoder.embed(batch)
         self._context = decoder.context(tokens.shape[1])
         self._feature_bytes = feature_bytes
         self._features: dict[int, Tensor] = {}

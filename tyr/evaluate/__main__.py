@@ -18,13 +18,14 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
+from tyr.devices import free_bytes
 from tyr.errors import ConfigError, ModelError, TyrError
 from tyr.evaluate.harness import Harness, Questions
 from tyr.evaluate.questions import FileTasks, HubTasks
 from tyr.evaluate.scores import CAPTION, average, retained, score_table
 from tyr.events import TaskScore
 from tyr.files import write_json
-from tyr.memory import check_fits, device_bytes
+from tyr.memory import check_fits
 from tyr.model.directory import check_model_directory
 
 # What transformers raises on files it cannot use.
@@ -110,7 +111,7 @@ def check_model(path: str, device: torch.device) -> None:
     size = torch.float32.itemsize if device.type == "cpu" else stored.itemsize
     check_fits(
         size * sum(parameter.numel() for parameter in model.parameters()),
-        device_bytes(device),
+        free_bytes(device),
         what=f"for the weights of {path}; choose another --device or a larger machine",
     )
 

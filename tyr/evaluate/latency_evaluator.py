@@ -80,9 +80,15 @@ class LatencyEvaluator:
         """See `perplexity.Evaluator.evaluate`.
 
         Raises:
-            ConfigError: a workload exceeds the context of the model.
+            ConfigError: a workload exceeds the context of the model, or blocks are on disk.
             ModelError: there is no memory for a copy of the pruned model.
         """
+        if reference.offloaded:
+            raise ConfigError(
+                "evaluator=latency times the whole model in memory, but model.offload keeps its "
+                "blocks elsewhere: use model.offload=none, or export and measure the two "
+                "directories with python -m tyr.latency"
+            )
         check_lengths(
             int(reference.config.max_position_embeddings), self._wanted, name=reference.name
         )

@@ -12,7 +12,7 @@ and exported models are measured by the same code.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -36,6 +36,9 @@ class LanguageModel(Protocol):
 
     def final_hidden(self, tokens: Tensor) -> Tensor:
         """(N, T) int64 -> (N, T, C), hidden states after the final norm."""
+
+    def final_states(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """`final_hidden` of every batch, in whatever order suits the model."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +96,15 @@ class PerplexityEvaluator:
             NumericsError: the loss or its exponential is NaN or infinite.
         """
         loss = divergence = 0.0
-        for batch in windows.split(max(1, self.batch_tokens // windows.shape[1])):
-            tokens = batch.to(model.head.device)
-            hidden = model.final_hidden(tokens)
+        tokens = windows.to(model.head.device)
+        batches = tokens.split(max(1, self.batch_tokens // windows.shape[1]))
+        teacher = None if model is reference else reference.final_states(batches)
+        for batch, hidden in zip(batches, model.final_states(batches), strict=True):
             share = len(batch) / len(windows)
-            loss += share * next_token_losses(tokens, [hidden], model.head)[0]
-            if model is not reference:
-                teacher = reference.final_hidden(tokens)
-                divergence += share * kl_divergences(teacher, [hidden], model.head)[0]
+            loss += share * next_token_losses(batch, [hidden], model.head)[0]
+            if teacher is not None:
+                dense = next(teacher)
+                divergence += share * kl_divergences(dense, [hidden], model.head)[0]
         if not (loss < LARGEST_LOSS and math.isfinite(divergence)):
             raise NumericsError(
                 f"the evaluation loss is {loss} with KL {divergence}: the model is broken or needs "

@@ -1,9 +1,9 @@
 """Write a pruned model as a Hugging Face directory that transformers loads by itself.
 
 This is the canonical artefact of a run: the sparse model that Algorithm 4 of the paper returns,
-with its columns really gone. One sublayer is read at a time and one shard is held in memory. The
-directory appears under its name only when it is complete. What the numbers in the returned record
-say was read back from the files.
+with its columns really gone. One sublayer is read and held in memory at a time. The directory
+appears under its name only when it is complete. What the numbers in the returned record say was
+read back from the files.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from tyr.export.tensors import (
 )
 from tyr.layout import Layout
 from tyr.model.decoder import Decoder
-from tyr.model.loading import ModelSource
+from tyr.model.source import ModelSource
 from tyr.model.sublayer import Structure
 from tyr.sparsity import SublayerId, UnitCounts
 

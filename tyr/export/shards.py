@@ -1,26 +1,27 @@
 """Write and measure a sharded safetensors checkpoint in the Hugging Face layout.
 
-Tensors are handed over one at a time and leave memory with their shard, so a checkpoint of any size
-needs about one shard of memory. The sizes of a checkpoint are read from the file headers. Which
-tensors there are is not decided here.
+Tensors are handed over one at a time and go to the disk at once, so a checkpoint of any size needs
+the memory of one tensor. The sizes of a checkpoint are read from the file headers. Which tensors
+there are is not decided here.
 """
 
 from __future__ import annotations
 
 import json
-import math
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import save_file
+import torch
 from torch import Tensor
 
-from tyr.errors import ConfigError
+from tyr.errors import ConfigError, ModelError
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+COPY_BYTES = 1 << 24
+MOST_HEADER_BYTES = 100_000_000  # of the format
 
 
 def check_shard_bytes(max_shard_bytes: int) -> int:
@@ -31,7 +32,7 @@ def check_shard_bytes(max_shard_bytes: int) -> int:
 
 
 class ShardWriter:
-    """Collects tensors and writes them out whenever a shard is full.
+    """Writes tensors as they come and closes a shard whenever it is full.
 
     Args:
         directory: where the files go; exists.
@@ -41,7 +42,7 @@ class ShardWriter:
     def __init__(self, directory: Path, *, max_shard_bytes: int) -> None:
         self._directory = directory
         self._limit = max_shard_bytes
-        self._open: dict[str, Tensor] = {}
+        self._open: dict[str, Any] = {}
         self._open_bytes = 0
         self._shards: list[list[str]] = []
         self._total_bytes = 0
@@ -51,7 +52,13 @@ class ShardWriter:
         size = tensor.numel() * tensor.element_size()
         if self._open and self._open_bytes + size > self._limit:
             self._close_shard()
-        self._open[name] = tensor
+        with self._values().open("ab") as stream:
+            stream.write(tensor.detach().reshape(-1).view(torch.uint8).numpy().data)
+        self._open[name] = {
+            "dtype": _DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [self._open_bytes, self._open_bytes + size],
+        }
         self._open_bytes += size
         self._total_bytes += size
 
@@ -71,24 +78,57 @@ class ShardWriter:
         (self._directory / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
     def _close_shard(self) -> None:
+        """Put the header, which comes first and is known last, before the values.
+
+        `safetensors.torch.save_file` would hold the whole shard in memory, twice.
+        """
         # The format key is what transformers checks before it reads a file.
-        save_file(self._open, self._part(len(self._shards)), metadata={"format": "pt"})
+        header = json.dumps({"__metadata__": {"format": "pt"}, **self._open}).encode()
+        header += b" " * (-len(header) % 8)  # values begin aligned
+        values = self._values()
+        with self._part(len(self._shards)).open("wb") as shard:
+            shard.write(len(header).to_bytes(8, "little") + header)
+            with values.open("rb") as stream:
+                shutil.copyfileobj(stream, shard, COPY_BYTES)
+        values.unlink()
         self._shards.append(list(self._open))
         self._open, self._open_bytes = {}, 0
+
+    def _values(self) -> Path:
+        """The values of the open shard."""
+        return self._directory / "values.partial"
 
     def _part(self, number: int) -> Path:
         return self._directory / f"part-{number:05d}.safetensors"
 
 
 def stored_shapes(directory: Path) -> Iterator[tuple[str, tuple[int, ...], int]]:
-    """Name, shape and size in bytes of every tensor in a checkpoint, from the headers alone."""
+    """Name, shape and size in bytes of every tensor in a checkpoint, from the headers alone.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
     for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as handle:
-            names: Any = handle.keys()
-            for name in names:
-                view = handle.get_slice(name)
-                shape = tuple(view.get_shape())
-                yield name, shape, math.prod(shape) * _ITEM_BYTES[view.get_dtype()]
+        for name, entry in _header(file).items():
+            start, end = entry["data_offsets"]
+            yield name, tuple(entry["shape"]), end - start
 
 
-_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+def _header(file: Path) -> dict[str, Any]:
+    """Entry of every tensor. `safe_open` would map the file whole, which limits count as memory."""
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        try:
+            entries: dict[str, Any] = json.loads(stream.read(min(size, MOST_HEADER_BYTES)))
+        except ValueError as error:
+            raise ModelError(f"{file} is damaged: it does not begin with a header") from error
+    entries.pop("__metadata__", None)
+    return entries
+
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}

@@ -20,7 +20,7 @@ from tyr.export.config import PrunedSizes
 from tyr.layout import Layout
 from tyr.model.architecture import architecture_of, head_size
 from tyr.model.decoder import Decoder
-from tyr.model.loading import ModelSource
+from tyr.model.source import ModelSource
 from tyr.sparsity import UnitCounts, uniform_allocation
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "intermediate_size")

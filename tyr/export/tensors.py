@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,24 +46,26 @@ class ExportedTensor:
 
     Args:
         name: its name in the checkpoint.
-        source: where its values are.
-        rows: which rows of `source` it takes, or None for all.
+        shape: of the source.
+        read: gives the source; its block may have to come from the disk.
+        rows: which rows of the source it takes, or None for all.
     """
 
     name: str
-    source: Tensor
+    shape: torch.Size
+    read: Callable[[], Tensor]
     rows: Tensor | None = None
 
     @property
     def numel(self) -> int:
         """Number of values."""
         if self.rows is None:
-            return self.source.numel()
-        return self.rows.numel() * math.prod(self.source.shape[1:])
+            return self.shape.numel()
+        return self.rows.numel() * math.prod(self.shape[1:])
 
     def gather(self, dtype: torch.dtype) -> Tensor:
         """The values on the CPU, contiguous; the source itself where nothing has to change."""
-        values = self.source.detach()
+        values = self.read().detach()
         if self.rows is not None:
             values = values[self.rows.to(values.device)]
         return values.to(device="cpu", dtype=dtype).contiguous()
@@ -83,12 +86,6 @@ class SublayerPart:
     query_to_kv: Sequence[int] | None = None
 
 
-def dense_structure(sublayer: Sublayer) -> Structure:
-    """The structure that keeps every unit."""
-    kept = torch.arange(sublayer.num_units, device=sublayer.output_weight.device)
-    return Structure(kept, sublayer.output_weight)
-
-
 def sublayer_part(decoder: Decoder, sublayer: Sublayer, structure: Structure) -> SublayerPart:
     """Tensors and sizes of one pruned sublayer, together with its norm."""
     names = decoder.architecture
@@ -101,29 +98,40 @@ def sublayer_part(decoder: Decoder, sublayer: Sublayer, structure: Structure) ->
     prefix = f"{blocks_prefix(decoder)}.{sublayer.id.block}"
     rows, sizes, query_to_kv = (_attention if attention else _ffn)(decoder, sublayer, structure)
     if structure.kept.numel() == 0:
-        bias = sublayer.output_bias
         skipped = "attention" if attention else "mlp"
-        if bias is None:
+        if getattr(module, output).bias is None:
             return SublayerPart((), {**sizes, "skip": [skipped]})
-        tensors = [ExportedTensor(f"{prefix}.{module_name}.{output}.bias", bias)]
-        return SublayerPart(tensors, sizes)
+        return SublayerPart([_stored(decoder, f"{prefix}.{module_name}.{output}.bias")], sizes)
     tensors = []
-    for name, parameter in module.named_parameters():
-        source = structure.weight if name == f"{output}.weight" else parameter
-        kept = rows.get(name.partition(".")[0])
-        tensors.append(ExportedTensor(f"{prefix}.{module_name}.{name}", source, kept))
+    for name, _ in module.named_parameters():
+        full = f"{prefix}.{module_name}.{name}"
+        if name == f"{output}.weight":
+            weight = structure.weight
+            tensors.append(ExportedTensor(full, weight.shape, partial(_same, weight)))
+        else:
+            tensors.append(_stored(decoder, full, rows.get(name.partition(".")[0])))
     norm = names.attention_norm if attention else names.ffn_norm
-    for name, parameter in getattr(block, norm).named_parameters():
-        tensors.append(ExportedTensor(f"{prefix}.{norm}.{name}", parameter))
+    for name, _ in getattr(block, norm).named_parameters():
+        tensors.append(_stored(decoder, f"{prefix}.{norm}.{name}"))
     return SublayerPart(tensors, sizes, query_to_kv)
+
+
+def _stored(decoder: Decoder, name: str, rows: Tensor | None = None) -> ExportedTensor:
+    """A parameter of the dense model, described by its shape and read when it is gathered."""
+    shape = decoder.model.get_parameter(name).shape
+    return ExportedTensor(name, shape, partial(decoder.parameter, name), rows)
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def other_tensors(decoder: Decoder) -> Iterator[ExportedTensor]:
     """Every tensor outside the blocks; a tied vocabulary head is not a tensor of its own."""
     prefix = f"{blocks_prefix(decoder)}."
-    for name, parameter in decoder.model.named_parameters():
+    for name, _ in decoder.model.named_parameters():
         if not name.startswith(prefix):
-            yield ExportedTensor(name, parameter)
+            yield _stored(decoder, name)
 
 
 def embedding_names(decoder: Decoder) -> frozenset[str]:
@@ -141,10 +149,13 @@ def model_size(decoder: Decoder, read: ReadStructure | None = None) -> ModelSize
         decoder: the dense model.
         read: structure of a sublayer; None for the dense model itself.
     """
-    total = sum(tensor.numel for tensor in other_tensors(decoder))
-    for sublayer in decoder.sublayers:
-        structure = dense_structure(sublayer) if read is None else read(sublayer.id)
-        total += sum(t.numel for t in sublayer_part(decoder, sublayer, structure).tensors)
+    if read is None:
+        total = sum(parameter.numel() for parameter in decoder.model.parameters())
+    else:
+        total = sum(tensor.numel for tensor in other_tensors(decoder))
+        for sublayer in decoder.sublayers:
+            part = sublayer_part(decoder, sublayer, read(sublayer.id))
+            total += sum(tensor.numel for tensor in part.tensors)
     ends = embedding_names(decoder)
     outside = sum(tensor.numel for tensor in other_tensors(decoder) if tensor.name in ends)
     return ModelSize(total, total - outside, total * decoder.storage_dtype.itemsize)
@@ -152,9 +163,7 @@ def model_size(decoder: Decoder, read: ReadStructure | None = None) -> ModelSize
 
 def blocks_prefix(decoder: Decoder) -> str:
     """Name of the list of blocks in the checkpoint, e.g. `model.layers`."""
-    blocks: object = decoder.architecture.blocks(decoder.model)
-    named: Iterator[tuple[str, nn.Module]] = decoder.model.named_modules()
-    return next(name for name, module in named if module is blocks)
+    return decoder.architecture.blocks_name(decoder.model)
 
 
 def _ffn(

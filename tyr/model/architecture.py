@@ -7,7 +7,7 @@ not hidden/heads need no special case. The stock transformers modules do the ari
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -44,6 +44,12 @@ class Architecture:
     def blocks(self, model: PreTrainedModel) -> Sequence[nn.Module]:
         """The decoder blocks, in order."""
         return cast(Sequence[nn.Module], self.backbone(model).layers)
+
+    def blocks_name(self, model: PreTrainedModel) -> str:
+        """Name of the list of blocks in the checkpoint, e.g. `model.layers`."""
+        blocks: object = self.blocks(model)
+        named: Iterator[tuple[str, nn.Module]] = model.named_modules()
+        return next(name for name, module in named if module is blocks)
 
     def backbone(self, model: PreTrainedModel) -> Any:
         """The module that holds embeddings, blocks, final norm and rotary embedding."""

@@ -8,7 +8,7 @@ masks, final norm and head are the stock model's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -17,22 +17,31 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tyr.model.architecture import Architecture, unit_counts
+from tyr.model.placement import Placement
+from tyr.model.states import StatePool
 from tyr.model.sublayer import AttentionUnit, Context, SlicedWeights, Structure, Sublayer
 from tyr.sparsity import SublayerId, UnitCounts, stream_order
 
 _PROBES = 1024  # values of each parameter that the fingerprint reads
+
+# The weights to pass a sublayer with; None for the dense ones.
+ChooseWeights = Callable[[Sublayer], SlicedWeights | None]
+# Told of a sublayer, a batch's number, and the batch's hidden states after that sublayer.
+Observe = Callable[[Sublayer, int, Tensor], None]
 
 
 class Decoder:
     """A loaded causal LM and its sublayers.
 
     Args:
-        model: stock transformers model, in compute precision, on its device.
+        model: stock transformers model, in compute precision, on its device; the blocks may be on
+            the meta device if `placement` has a residency.
         tokenizer: its tokenizer.
         architecture: its adapter.
         storage_dtype: precision of structures and exports (the checkpoint's).
         attention_unit: `head` or `kv_group`.
         name: short name for reports.
+        placement: where blocks and hidden states are; default: all on the model's device.
     """
 
     def __init__(
@@ -44,6 +53,7 @@ class Decoder:
         storage_dtype: torch.dtype,
         attention_unit: AttentionUnit = "head",
         name: str = "model",
+        placement: Placement | None = None,
     ) -> None:
         if model.config._attn_implementation != "sdpa":
             # `_mask` speaks to sdpa. Eager attention, given no mask, would not be causal.
@@ -55,6 +65,8 @@ class Decoder:
         self.attention_unit: AttentionUnit = attention_unit
         self.name = name
         self._backbone: Any = architecture.backbone(model)
+        self._placement = placement or Placement(StatePool(self.device))
+        residency = self._placement.residency
         blocks = architecture.blocks(model)
         self.sublayers = tuple(
             Sublayer(
@@ -62,6 +74,7 @@ class Decoder:
                 blocks[sublayer_id.block],
                 architecture=architecture,
                 attention_unit=attention_unit,
+                require=None if residency is None else residency.require,
             )
             for sublayer_id in stream_order(len(blocks))
         )
@@ -91,6 +104,23 @@ class Decoder:
         """(V, C): the vocabulary projection."""
         return cast(Tensor, cast(Any, self.model).lm_head.weight)
 
+    @property
+    def states(self) -> StatePool:
+        """Room for hidden states."""
+        return self._placement.states
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether blocks come and go, so that many batches should pass one before the next."""
+        return self._placement.residency is not None
+
+    def parameter(self, name: str) -> Tensor:
+        """A parameter by its name in the checkpoint, on the computing device."""
+        prefix = f"{self.architecture.blocks_name(self.model)}."
+        if self._placement.residency is not None and name.startswith(prefix):
+            self._placement.residency.require(int(name.removeprefix(prefix).split(".")[0]))
+        return cast(Tensor, self.model.get_parameter(name))
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over every parameter's name and shape and `_PROBES` of its values.
@@ -99,7 +129,8 @@ class Decoder:
         that does not grow with the model's width; it is no proof against forgery.
         """
         digest = hashlib.sha256()
-        for name, parameter in self.model.named_parameters():
+        for name in [name for name, _ in self.model.named_parameters()]:
+            parameter = self.parameter(name)
             digest.update(f"{name} {tuple(parameter.shape)}".encode())
             flat = parameter.detach().flatten()
             probes = torch.linspace(0, len(flat) - 1, min(len(flat), _PROBES), dtype=torch.float64)
@@ -117,15 +148,55 @@ class Decoder:
 
     def final_hidden(self, tokens: Tensor) -> Tensor:
         """Dense forward: (N, T) int64 -> (N, T, C), hidden states after the final norm."""
-        return self.stream(tokens, [None] * len(self.sublayers))
+        return next(self.final_states([tokens]))
 
-    def stream(self, tokens: Tensor, weights: Sequence[SlicedWeights | None]) -> Tensor:
-        """Forward with the given weights per sublayer (None: dense), up to the final norm."""
-        context = self.context(tokens.shape[1])
-        hidden = self.embed(tokens)
-        for sublayer, sliced in zip(self.sublayers, weights, strict=True):
-            hidden = sublayer.forward(hidden, context, sliced)
-        return self.final_norm(hidden)
+    def final_states(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """`final_hidden` of every batch; cheaper than one by one when blocks come and go."""
+        return self.walk(batches, lambda _: None)
+
+    def walk(
+        self, batches: Sequence[Tensor], weights: ChooseWeights, observe: Observe | None = None
+    ) -> Iterator[Tensor]:
+        """Forward of batches of equal length with chosen weights, up to the final norm.
+
+        Batch after batch when the model is in memory; sublayer after sublayer when blocks come and
+        go, so that each comes once. Either way the same numbers.
+
+        Args:
+            batches: each (n, T) int64.
+            weights: asked before each pass of a sublayer.
+            observe: told of every sublayer's output.
+
+        Yields:
+            Per batch (n, T, C), in order.
+        """
+        tell = observe or (lambda *_: None)
+        context = self.context(batches[0].shape[1])
+        if self.offloaded:
+            yield from self._walk_together(batches, context, weights, tell)
+            return
+        for index, batch in enumerate(batches):
+            hidden = self.embed(batch)
+            for sublayer in self.sublayers:
+                hidden = sublayer.forward(hidden, context, weights(sublayer))
+                tell(sublayer, index, hidden)
+            yield self.final_norm(hidden)
+
+    def _walk_together(
+        self, batches: Sequence[Tensor], context: Context, weights: ChooseWeights, tell: Observe
+    ) -> Iterator[Tensor]:
+        shape = (batches[0].shape[1], self.config.hidden_size)
+        states = self.states.batches([len(batch) for batch in batches], shape, self.dtype)
+        for index, batch in enumerate(batches):
+            states[index] = self.embed(batch)
+        for sublayer in self.sublayers:
+            sliced = weights(sublayer)
+            for index in range(len(batches)):
+                hidden = sublayer.forward(states[index], context, sliced)
+                tell(sublayer, index, hidden)
+                states[index] = hidden
+        for hidden in states:
+            yield self.final_norm(hidden)
 
     def context(self, length: int) -> Context:
         """Rotary tables and masks for sequences of `length` positions starting at 0."""
@@ -151,7 +222,9 @@ class Decoder:
 
 
 class PrunedDecoder:
-    """A decoder with one structure per sublayer, sliced in memory.
+    """A decoder with one structure per sublayer.
+
+    Sliced in memory as a whole, or one sublayer at a time if the decoder's blocks come and go.
 
     Args:
         decoder: the dense model.
@@ -161,7 +234,8 @@ class PrunedDecoder:
     def __init__(self, decoder: Decoder, read: Callable[[SublayerId], Structure]) -> None:
         self._decoder = decoder
         self.read = read
-        self._weights = [sublayer.slice(read(sublayer.id)) for sublayer in decoder.sublayers]
+        kept = () if decoder.offloaded else decoder.sublayers
+        self._weights = {sublayer.id: sublayer.slice(read(sublayer.id)) for sublayer in kept}
 
     @property
     def head(self) -> Tensor:
@@ -170,4 +244,13 @@ class PrunedDecoder:
 
     def final_hidden(self, tokens: Tensor) -> Tensor:
         """(N, T) int64 -> (N, T, C), hidden states after the final norm."""
-        return self._decoder.stream(tokens, self._weights)
+        return next(self.final_states([tokens]))
+
+    def final_states(self, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """`final_hidden` of every batch; see `Decoder.final_states`."""
+        return self._decoder.walk(batches, self._choose)
+
+    def _choose(self, sublayer: Sublayer) -> SlicedWeights:
+        if self._decoder.offloaded:
+            return sublayer.slice(self.read(sublayer.id))
+        return self._weights[sublayer.id]

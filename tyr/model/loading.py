@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +18,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -25,56 +26,18 @@ from transformers import (
 
 from tyr.errors import ConfigError, ModelError
 from tyr.model.architecture import architecture_of
+from tyr.model.checkpoint_files import check_complete, find_checkpoint
 from tyr.model.decoder import Decoder
+from tyr.model.offload import FileWeights, Weights
+from tyr.model.placement import MemorySettings
+from tyr.model.random_weights import RandomFiles, random_weights
+from tyr.model.skeleton import leave_on_host, place, skeleton
+from tyr.model.source import compute_dtype, parse_dtype
 from tyr.model.sublayer import AttentionUnit
 
 logger = logging.getLogger(__name__)
 
 BUILT_IN = Path(__file__).parent.parent / "assets" / "tiny"
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-class ModelSource(Protocol):
-    """Something that can be checked cheaply and then loaded."""
-
-    name: str
-
-    def configuration(self) -> PretrainedConfig:
-        """The stock configuration, without weights.
-
-        Raises:
-            ModelError: missing, quantised or unsupported.
-        """
-
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        """Its tokenizer.
-
-        Raises:
-            ModelError: there is none that can be used.
-        """
-
-    def precisions(self, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
-        """Precision of structures and exports, and of the forward passes on a device.
-
-        Raises:
-            ConfigError: an unknown name of a precision.
-        """
-
-    def load(self, *, device: torch.device, attention_unit: AttentionUnit) -> Decoder:
-        """The model, its tokenizer and its sublayers."""
-
-
-def parse_dtype(name: str, *, key: str, auto: torch.dtype) -> torch.dtype:
-    """A dtype by name; `auto` gives the default handed in.
-
-    Raises:
-        ConfigError: unknown name.
-    """
-    if name == "auto":
-        return auto
-    if name not in DTYPES:
-        raise ConfigError(f"{key} must be auto or one of {', '.join(DTYPES)}, got {name!r}")
-    return DTYPES[name]
 
 
 class PretrainedModel:
@@ -86,6 +49,10 @@ class PretrainedModel:
         revision: hub revision.
         dtype: precision of structures and exports; auto: the checkpoint's.
         compute_dtype: auto: float32 on CPU, `dtype` elsewhere.
+        offload: see `MemorySettings`, as the next three.
+        device_state_bytes: most bytes of hidden states on the device.
+        host_state_bytes: most bytes of hidden states in host memory.
+        memory_budget: most bytes of the device's memory.
     """
 
     def __init__(
@@ -96,7 +63,12 @@ class PretrainedModel:
         revision: str = "main",
         dtype: str = "auto",
         compute_dtype: str = "auto",
+        offload: str = "none",
+        device_state_bytes: float | None = None,
+        host_state_bytes: float | None = None,
+        memory_budget: float | None = None,
     ) -> None:
+        self.memory = MemorySettings(offload, device_state_bytes, host_state_bytes, memory_budget)
         parse_dtype(dtype, key="model.dtype", auto=torch.float32)
         parse_dtype(compute_dtype, key="model.compute_dtype", auto=torch.float32)
         self.path = str(BUILT_IN) if path == "built-in" else str(path)
@@ -106,7 +78,7 @@ class PretrainedModel:
         self._compute_dtype = compute_dtype
 
     def configuration(self) -> PretrainedConfig:
-        """The checked configuration. See `ModelSource.configuration`."""
+        """The checked configuration. See `source.ModelSource.configuration`."""
         self._check_directory()
         try:
             config = AutoConfig.from_pretrained(self.path, revision=self.revision)
@@ -120,16 +92,44 @@ class PretrainedModel:
         return cast(PretrainedConfig, config)
 
     def precisions(self, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
-        """See `ModelSource.precisions`."""
+        """See `source.ModelSource.precisions`."""
         stored = getattr(self.configuration(), "dtype", None) or torch.float32
         storage = parse_dtype(self._dtype, key="model.dtype", auto=stored)
-        return storage, _compute_dtype(self._compute_dtype, storage, device)
+        return storage, compute_dtype(self._compute_dtype, storage, device)
 
-    def load(self, *, device: torch.device, attention_unit: AttentionUnit = "head") -> Decoder:
-        """Read weights and tokenizer. See `ModelSource.load`."""
+    def load(
+        self,
+        *,
+        device: torch.device,
+        attention_unit: AttentionUnit = "head",
+        scratch: Path | None = None,
+    ) -> Decoder:
+        """Read weights and tokenizer. See `source.ModelSource.load`."""
         config = self.configuration()
         tokenizer = self.tokenizer()
         storage, compute = self.precisions(device)
+        offload = self.memory.on(device)
+        model = self._skeleton(config, compute) if offload == "disk" else self._whole(compute)
+        weights: Weights | None = None
+        if offload == "disk":
+            checkpoint = find_checkpoint(self.path, self.revision)
+            check_complete(checkpoint, model, source=self.path)
+            weights = FileWeights(checkpoint.files, dtype=compute, device=device)
+        elif offload == "cpu":
+            weights = leave_on_host(model, device)
+        logger.info("loaded %s: %s weights, computing in %s", self.path, storage, compute)
+        return Decoder(
+            model,
+            tokenizer,
+            architecture=architecture_of(config, source=self.path),
+            storage_dtype=storage,
+            attention_unit=attention_unit,
+            name=self.name,
+            placement=place(model, weights, self.memory, device=device, scratch=scratch),
+        )
+
+    def _whole(self, compute: torch.dtype) -> PreTrainedModel:
+        """The stock model with its weights, on the CPU."""
         try:
             model, loading = AutoModelForCausalLM.from_pretrained(
                 self.path,
@@ -148,15 +148,17 @@ class PretrainedModel:
                 f"{self.path} lacks {len(missing)} weights of its own configuration, e.g. "
                 f"{missing[0]}: the checkpoint is incomplete"
             )
-        logger.info("loaded %s: %s weights, computing in %s", self.path, storage, compute)
-        return Decoder(
-            model.to(device),
-            tokenizer,
-            architecture=architecture_of(config, source=self.path),
-            storage_dtype=storage,
-            attention_unit=attention_unit,
-            name=self.name,
-        )
+        return cast(PreTrainedModel, model)
+
+    def _skeleton(self, config: PretrainedConfig, compute: torch.dtype) -> PreTrainedModel:
+        """The stock model without weights, with the generation settings that come with them."""
+        model = skeleton(config, dtype=compute)
+        try:
+            settings = GenerationConfig.from_pretrained(self.path, revision=self.revision)
+        except OSError:  # the checkpoint has none; the stock loader goes on too
+            return model
+        cast(Any, model).generation_config = settings
+        return model
 
     def _check_directory(self) -> None:
         path = Path(self.path)
@@ -180,7 +182,7 @@ class PretrainedModel:
             )
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """See `ModelSource.tokenizer`."""
+        """See `source.ModelSource.tokenizer`."""
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, revision=self.revision)
         except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
@@ -200,6 +202,10 @@ class RandomModel:
         dtype: as in `PretrainedModel`.
         compute_dtype: as in `PretrainedModel`.
         tokenizer_path: tokenizer to read text with; its ids must fit the vocabulary.
+        offload: see `MemorySettings`, as the next three.
+        device_state_bytes: most bytes of hidden states on the device.
+        host_state_bytes: most bytes of hidden states in host memory.
+        memory_budget: most bytes of the device's memory.
     """
 
     def __init__(
@@ -211,7 +217,12 @@ class RandomModel:
         dtype: str = "float32",
         compute_dtype: str = "auto",
         tokenizer_path: str = "built-in",
+        offload: str = "none",
+        device_state_bytes: float | None = None,
+        host_state_bytes: float | None = None,
+        memory_budget: float | None = None,
     ) -> None:
+        self.memory = MemorySettings(offload, device_state_bytes, host_state_bytes, memory_budget)
         fields = dict(config)
         if "model_type" not in fields:
             raise ConfigError("model.config needs a model_type, e.g. llama")
@@ -233,7 +244,7 @@ class RandomModel:
         return cast(PretrainedConfig, config)
 
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The borrowed tokenizer. See `ModelSource.tokenizer`."""
+        """The borrowed tokenizer. See `source.ModelSource.tokenizer`."""
         tokenizer = self._tokenizer_source.tokenizer()
         config = self.configuration()
         if len(tokenizer) > config.vocab_size:
@@ -244,38 +255,39 @@ class RandomModel:
         return tokenizer
 
     def precisions(self, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
-        """See `ModelSource.precisions`."""
+        """See `source.ModelSource.precisions`."""
         storage = parse_dtype(self._dtype, key="model.dtype", auto=torch.float32)
-        return storage, _compute_dtype(self._compute_dtype, storage, device)
+        return storage, compute_dtype(self._compute_dtype, storage, device)
 
-    def load(self, *, device: torch.device, attention_unit: AttentionUnit = "head") -> Decoder:
-        """Draw the weights. See `ModelSource.load`."""
+    def load(
+        self,
+        *,
+        device: torch.device,
+        attention_unit: AttentionUnit = "head",
+        scratch: Path | None = None,
+    ) -> Decoder:
+        """Draw the weights. See `source.ModelSource.load`."""
         config = self.configuration()
         tokenizer = self.tokenizer()
         storage, compute = self.precisions(device)
-        model = random_weights(config, seed=self._seed)
-        architecture = architecture_of(config, source=self.name)
+        offload = self.memory.on(device)
+        weights: Weights | None = None
+        if offload == "disk":
+            model = skeleton(config, dtype=compute)
+            self._drawn = RandomFiles(model, seed=self._seed, dtype=storage, folder=scratch)
+            weights = FileWeights(self._drawn.files, dtype=compute, device=device)
+        else:
+            model = random_weights(config, seed=self._seed, storage=storage, compute=compute)
+            weights = leave_on_host(model, device) if offload == "cpu" else None
         return Decoder(
-            cast(PreTrainedModel, cast(Any, model.to(storage)).to(device=device, dtype=compute)),
+            model,
             tokenizer,
-            architecture=architecture,
+            architecture=architecture_of(config, source=self.name),
             storage_dtype=storage,
             attention_unit=attention_unit,
             name=self.name,
+            placement=place(model, weights, self.memory, device=device, scratch=scratch),
         )
-
-
-def random_weights(config: PretrainedConfig, *, seed: int) -> PreTrainedModel:
-    """A model of this configuration; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa")
-    return cast(PreTrainedModel, model)
-
-
-def _compute_dtype(name: str, storage: torch.dtype, device: torch.device) -> torch.dtype:
-    auto = torch.float32 if device.type == "cpu" else storage
-    return parse_dtype(name, key="model.compute_dtype", auto=auto)
 
 
 def _first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ Letters: B sequences, T positions, C hidden width, U kept units, D rows of the p
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -105,6 +105,8 @@ class Sublayer:
         block: the stock decoder block that owns the parameters.
         architecture: names of its parts.
         attention_unit: `head` or `kv_group`.
+        require: called with the block's number before its parameters are touched; sizes and
+            settings are read from the stock module without it.
     """
 
     def __init__(
@@ -114,11 +116,13 @@ class Sublayer:
         *,
         architecture: Architecture,
         attention_unit: AttentionUnit = "head",
+        require: Callable[[int], None] | None = None,
     ) -> None:
         if attention_unit not in ("head", "kv_group"):
             raise ConfigError(f"attention_unit must be head or kv_group, got {attention_unit!r}")
         self.id = sublayer_id
         self._arch = architecture
+        self._require = require
         attention = sublayer_id.kind == "attn"
         self._stock: Any = getattr(block, architecture.attention if attention else architecture.ffn)
         norm = architecture.attention_norm if attention else architecture.ffn_norm
@@ -129,7 +133,9 @@ class Sublayer:
         self.dense_groups = int(self._stock.num_key_value_groups) if attention else 0
         self.heads_per_unit = self.dense_groups if attention_unit == "kv_group" and attention else 1
         self.unit_size = self.head_size * self.heads_per_unit
-        self.num_units = self.output_weight.shape[1] // self.unit_size
+        self.width: int
+        self.width, inputs = getattr(self._stock, self._output_name).weight.shape  # C, d_in
+        self.num_units: int = inputs // self.unit_size
 
     @property
     def name(self) -> str:
@@ -139,17 +145,18 @@ class Sublayer:
     @property
     def output_weight(self) -> Tensor:
         """(C, d_in): the dense output projection, torch orientation."""
-        return cast(Tensor, getattr(self._stock, self._output_name).weight)
+        return cast(Tensor, getattr(self._loaded(), self._output_name).weight)
 
     @property
     def output_bias(self) -> Tensor | None:
         """(C,) or None; never pruned."""
-        return cast("Tensor | None", getattr(self._stock, self._output_name).bias)
+        return cast("Tensor | None", getattr(self._loaded(), self._output_name).bias)
 
     def parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Every stock parameter by name, those of the norm included."""
+        stock = self._loaded()
         yield from self._norm.named_parameters(prefix="norm")
-        yield from self._stock.named_parameters()
+        yield from stock.named_parameters()
 
     def rows(self, kept: Tensor) -> Tensor:
         """Rows of the output projection that belong to the given units: (U,) -> (U·D,)."""
@@ -166,6 +173,7 @@ class Sublayer:
     ) -> Tensor:
         """Input of the output projection: (B, T, C) -> (B, T, d_in), or (B, T, U·D) if sliced."""
         groups = self.dense_groups if sliced is None else sliced.query_groups
+        self._loaded()
         core = self._core(groups)
         parameters = {} if sliced is None else dict(sliced.parameters)
         normed: Tensor = self._norm(hidden)
@@ -246,12 +254,19 @@ class Sublayer:
 
     def _gather(self, rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
         gathered: dict[str, Tensor] = {}
+        stock = self._loaded()
         for name, index in rows.items():
-            linear = getattr(self._stock, name)
+            linear = getattr(stock, name)
             gathered[f"{name}.weight"] = linear.weight[index]
             if linear.bias is not None:
                 gathered[f"{name}.bias"] = linear.bias[index]
         return gathered
+
+    def _loaded(self) -> Any:
+        """The stock module with its parameters, and those of the norm, on the computing device."""
+        if self._require is not None:
+            self._require(self.id.block)
+        return self._stock
 
     def _core(self, query_groups: int) -> nn.Module:
         """The stock module without its output projection, for a given query grouping.

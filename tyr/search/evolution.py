@@ -16,7 +16,7 @@ import torch
 
 from tyr.errors import ConfigError
 from tyr.events import GenerationFinished
-from tyr.model.loading import parse_dtype
+from tyr.model.source import parse_dtype
 from tyr.randomness import derive_generator
 from tyr.search.archive import Evaluation
 from tyr.search.economy import Economy
@@ -176,6 +176,7 @@ class _Generation:
         self._rng = derive_generator(seed, "search", iteration, state.generation)
         self._ledger = Ledger(evaluator, self._economy.archive, state.evaluations)
         self._proposal = Proposal([])
+        self._seen: set[Levels] = set()
         self._rank_correlation: float | None = None
         self._parent_loss = math.inf
 
@@ -228,12 +229,14 @@ class _Generation:
 
     def _propose(self, parent: Levels, bounds: Bounds) -> Proposal:
         rng, search = self._rng, self._search
+        evaluations = (*self._state.evaluations, *self._ledger.evaluations)
+        self._seen = {one.levels for one in evaluations}
         demand = Demand(
             parent,
             bounds,
             offspring=search.offspring,
             least=search.stages[0].survivors,
-            evaluations=(*self._state.evaluations, *self._ledger.evaluations),
+            evaluations=evaluations,
         )
         return self._economy.surrogate.propose(
             demand, lambda: mutate(parent, bounds, rng, max_shifts=search.max_shifts), rng=rng
@@ -242,12 +245,13 @@ class _Generation:
     def _pieces(self, index: int) -> tuple[Sample, ...]:
         """Positions of a stage."""
         length, racing = self._evaluator.length, self._economy.racing
+        epoch = self._economy.samples.epoch(self._state.generation)
         stages = self._search.stages[: index + 1]
         return self._economy.samples.draw(
             self._evaluator.num_sequences,
             [racing.extent(stage.num_tokens, length) for stage in stages],
             rng=self._rng,
-            fixed=derive_generator(self._seed, "samples", self._iteration),
+            fixed=derive_generator(self._seed, "samples", self._iteration, epoch),
         )
 
     def _thin(self, candidates: list[Levels], index: int) -> list[Levels]:
@@ -265,10 +269,9 @@ class _Generation:
 
     def _compare(self, losses: Sequence[float]) -> float | None:
         """Rank correlation of foretold and measured losses, on candidates not seen before."""
-        seen = {one.levels for one in self._state.evaluations}
-        new = [i for i, levels in enumerate(self._proposal.candidates) if levels not in seen]
-        foretold = [self._proposal.predictions[i] for i in new]
-        return rank_correlation(foretold, [losses[i] for i in new])
+        proposal = self._proposal
+        new = [i for i, levels in enumerate(proposal.candidates) if levels not in self._seen]
+        return rank_correlation([proposal.predictions[i] for i in new], [losses[i] for i in new])
 
     def _last_stage(self, parent: Levels, candidates: list[Levels]) -> SearchState:
         """The parent against those left; it comes first, so it wins ties."""

@@ -18,6 +18,8 @@ from torch import Tensor
 from tyr.errors import ConfigError
 from tyr.losses import kl_divergences, next_token_losses
 from tyr.model.decoder import Decoder
+from tyr.model.states import leave_memory
+from tyr.model.sublayer import Sublayer
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class Reference:
         tokens: (N, T), int64.
         final: (N, T, C), dense hidden states after the final norm.
         hidden: block to (N, T, C), dense residual stream after that block.
+
+    States of a whole search text live where the model's byte budgets put them; those of a sample
+    are beside its tokens.
     """
 
     tokens: Tensor
@@ -36,8 +41,15 @@ class Reference:
 
     def sample(self, rows: Tensor, length: int) -> Reference:
         """The given sequences, cut to their first `length` positions."""
-        hidden = {block: states[rows, :length] for block, states in self.hidden.items()}
-        return Reference(self.tokens[rows, :length], self.final[rows, :length], hidden)
+        hidden = {block: self._pick(kept, rows, length) for block, kept in self.hidden.items()}
+        final = self._pick(self.final, rows, length)
+        return Reference(self.tokens[rows, :length], final, hidden)
+
+    def _pick(self, states: Tensor, rows: Tensor, length: int) -> Tensor:
+        """Rows of states that may be elsewhere, where the tokens are."""
+        picked = states[rows, :length].to(self.tokens.device)
+        leave_memory(states)
+        return picked
 
 
 class Objective(Protocol):
@@ -76,18 +88,24 @@ def dense_reference(
         blocks: blocks whose output is kept.
         batch_tokens: positions per forward batch.
     """
-    context = decoder.context(tokens.shape[1])
-    final: list[Tensor] = []
-    kept: dict[int, list[Tensor]] = {block: [] for block in blocks}
-    for batch in tokens.split(max(1, batch_tokens // tokens.shape[1])):
-        hidden = decoder.embed(batch)
-        for sublayer in decoder.sublayers:
-            hidden = sublayer.forward(hidden, context)
-            if sublayer.id.kind == "ffn" and sublayer.id.block in kept:
-                kept[sublayer.id.block].append(hidden)
-        final.append(decoder.final_norm(hidden))
-    hidden_states = {block: torch.cat(states) for block, states in kept.items()}
-    return Reference(tokens.to(decoder.device), torch.cat(final), hidden_states)
+    sequences = max(1, batch_tokens // tokens.shape[1])
+    shape = (*tokens.shape, decoder.config.hidden_size)
+    final = decoder.states.tensor(shape, decoder.dtype)
+    kept = {block: decoder.states.tensor(shape, decoder.dtype) for block in blocks}
+
+    def keep(states: Tensor, batch: int, hidden: Tensor) -> None:
+        states[batch * sequences : batch * sequences + len(hidden)] = hidden
+
+    def observe(sublayer: Sublayer, batch: int, hidden: Tensor) -> None:
+        if sublayer.id.kind == "ffn" and sublayer.id.block in kept:
+            keep(kept[sublayer.id.block], batch, hidden)
+
+    dense = decoder.walk(tokens.split(sequences), lambda _: None, observe)
+    for batch, hidden in enumerate(dense):
+        keep(final, batch, hidden)
+    for states in (final, *kept.values()):
+        leave_memory(states)
+    return Reference(tokens.to(decoder.device), final, kept)
 
 
 class KdLogits:

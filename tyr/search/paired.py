@@ -50,7 +50,7 @@ def variance_prior(variances: Tensor, freedom: int) -> tuple[float, float]:
     """Degrees of freedom and scale of the law that the variances come from (Smyth, Section 6.2).
 
     By the first two moments of their logarithms. Infinite degrees of freedom mean that they scatter
-    no more than equal variances would.
+    no more than equal variances would; none, that there is but one.
 
     Args:
         variances: (candidates,), float64, each with `freedom` degrees of freedom.
@@ -59,11 +59,12 @@ def variance_prior(variances: Tensor, freedom: int) -> tuple[float, float]:
     positive = variances[variances > 0]
     if len(positive) == 0:
         return math.inf, 0.0
+    if len(positive) == 1:  # nothing to compare it with, so it stands for itself
+        return 0.0, float(positive[0])
     half = torch.tensor(freedom / 2, dtype=torch.float64)
     logs = positive.log() - torch.digamma(half) + half.log()
     mean = float(logs.mean())
-    scatter = float(logs.var()) if len(positive) > 1 else 0.0
-    excess = scatter - float(torch.polygamma(1, half))
+    excess = float(logs.var()) - float(torch.polygamma(1, half))
     if excess <= 0:
         return math.inf, math.exp(mean)
     prior_half = inverse_trigamma(excess)

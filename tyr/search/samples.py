@@ -1,9 +1,9 @@
 """Which positions of the search text a stage uses.
 
 The paper (A.3) draws them anew for every stage of every generation. Nested samples are prefixes of
-one permutation per iteration: a later stage adds to the positions of the earlier ones, and the same
-positions come again in every generation, so that an archive has something to give. What that costs
-is that the search may fit those positions; the last stage must be large enough.
+one permutation: a later stage adds to the positions of the earlier ones, and the same positions
+come again for some generations, so that an archive has something to give. What that costs is that
+the search fits those positions, so the permutation is renewed now and then.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Protocol
 
 import torch
 
+from tyr.errors import ConfigError
 from tyr.search.selection import Sample, draw_sample
 
 
@@ -39,6 +40,9 @@ class Extent:
 class Samples(Protocol):
     """Gives the positions of a stage."""
 
+    def epoch(self, generation: int) -> int:
+        """Generations of one epoch share the generator `fixed`."""
+
     def draw(
         self,
         num_sequences: int,
@@ -53,12 +57,16 @@ class Samples(Protocol):
             num_sequences: of the search text.
             extents: this stage's and those of the stages before it.
             rng: generator of the generation.
-            fixed: a fresh generator that is the same for all generations of an iteration.
+            fixed: a fresh generator that is the same for all generations of an epoch.
         """
 
 
 class IndependentSamples:
     """The paper's: whole sequences without replacement, drawn anew each time."""
+
+    def epoch(self, generation: int) -> int:
+        """Every generation is its own."""
+        return generation
 
     def draw(
         self,
@@ -74,10 +82,25 @@ class IndependentSamples:
 
 
 class NestedSamples:
-    """Prefixes of one permutation of the sequences, the same in all generations.
+    """Prefixes of one permutation of the sequences, the same for several generations.
 
     A stage that takes shorter pieces of sequences than a later one is no part of it.
+
+    Args:
+        generations: how long a permutation serves.
+
+    Raises:
+        ConfigError: less than one generation.
     """
+
+    def __init__(self, generations: int = 4) -> None:
+        if generations < 1:
+            raise ConfigError(f"samples.generations must be at least 1, got {generations}")
+        self.generations = generations
+
+    def epoch(self, generation: int) -> int:
+        """A permutation serves `generations` of them."""
+        return generation // self.generations
 
     def draw(
         self,

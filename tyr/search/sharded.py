@@ -47,7 +47,7 @@ class ShardedEvaluator:
         return self._local.length
 
     def evaluate(self, candidates: Sequence[Levels], sample: Sample) -> PopulationLosses:
-        """See `tyr.search.evolution.Evaluator.evaluate`."""
+        """See `tyr.search.ledger.Evaluator.evaluate`."""
         if self._by_sequence and len(sample.rows) >= self._processes.size:
             return self._share_sequences(candidates, sample)
         return self._share_candidates(candidates, sample)

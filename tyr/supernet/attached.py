@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from tyr.supernet.store import SupernetStore
 
 
@@ -15,5 +18,5 @@ class AttachedStore(SupernetStore):
     def _load(self) -> None:
         """Leave the directory as it is."""
 
-    def _write_manifest(self, *entries: object) -> None:
+    def _write_manifest(self, entries: Mapping[str, dict[str, Any]]) -> None:
         raise RuntimeError(f"{self.directory} belongs to the first process")

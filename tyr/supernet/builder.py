@@ -16,9 +16,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -52,21 +51,14 @@ def silent(event: SublayerPruned) -> None:
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What one build is to make, and where."""
+class _Walk:
+    """One build: where structures go, and what decides them."""
 
     store: SupernetStore
+    writer: WriteBehind
     grid: LevelGrid
     accumulation: Accumulation
     label: str
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A sublayer's mixed weight, and the error of each level."""
-
-    weight: Tensor
-    errors: Mapping[int, float]
 
 
 class SupernetBuilder:
@@ -166,29 +158,21 @@ class SupernetBuilder:
         stored = processes.broadcast(lambda: [sublayer.id in store for sublayer in sublayers])
         if all(stored):
             return
-        work = _Work(store, grid, accumulation, label)
-        with matmul_precision(self._settings.matmul_precision):
-            self._walk(work, stored, report=report, iteration=iteration)
-        processes.barrier()
-
-    def _walk(
-        self, work: _Work, stored: Sequence[bool], *, report: Report, iteration: int | None
-    ) -> None:
-        pruned = self._stream()
-        dense = self._stream() if self._pruner.target.needs_dense_stream else None
-        with WriteBehind(work.store) as writer:
-            for sublayer, resumed in zip(self._decoder.sublayers, stored, strict=True):
+        with matmul_precision(self._settings.matmul_precision), WriteBehind(store) as writer:
+            walk = _Walk(store, writer, grid, accumulation, label)
+            pruned = self._stream()
+            dense = self._stream() if self._pruner.target.needs_dense_stream else None
+            for sublayer, resumed in zip(sublayers, stored, strict=True):
                 started = time.perf_counter()
                 statistics = None if resumed else self._statistics(sublayer, pruned, dense)
-                made = self._processes.alone(
-                    partial(self._solve_and_mix, sublayer, statistics, work=work, writer=writer)
-                )
-                pruned.advance(sublayer, self._passing_weight(sublayer, made))
+                weight, errors = self._passing_weight(sublayer, statistics, walk)
+                pruned.advance(sublayer, weight)
                 if dense is not None:
                     dense.advance(sublayer, sublayer.output_weight)
-                if made is not None:
+                if processes.first:
                     seconds = time.perf_counter() - started
-                    report(SublayerPruned(sublayer.id, seconds, made.errors, iteration, resumed))
+                    report(SublayerPruned(sublayer.id, seconds, errors, iteration, resumed))
+        processes.barrier()
 
     def _stream(self) -> Stream:
         return Stream(
@@ -203,45 +187,46 @@ class SupernetBuilder:
         others = dense.batches(sublayer) if dense is not None else None
         return add_up(collect(pruned.batches(sublayer), others), self._processes)
 
-    def _passing_weight(self, sublayer: Sublayer, made: _Made | None) -> Tensor:
-        """What the stream passes with: (C, d_in), the first process's in all."""
-        dense = sublayer.output_weight
-        weight = (
-            made.weight
-            if made is not None
-            else torch.empty(dense.shape, dtype=dense.dtype, device=dense.device)
-        )
-        self._processes.copy_from_first(weight)
-        return weight
+    def _passing_weight(
+        self, sublayer: Sublayer, statistics: Statistics | None, walk: _Walk
+    ) -> tuple[Tensor, dict[int, float]]:
+        """What the stream passes with, (C, d_in), the same in every process, and the errors.
 
-    def _solve_and_mix(
-        self,
-        sublayer: Sublayer,
-        statistics: Statistics | None,
-        *,
-        work: _Work,
-        writer: WriteBehind,
-    ) -> _Made:
-        """From structures that are stored already, or with statistics from new ones."""
+        The first process makes it from what is stored; with `statistics`, it solves and stores
+        first. Only it knows the errors.
+        """
+
+        def mixed() -> tuple[Tensor, dict[int, float]]:
+            structures, errors = self._structures(sublayer, statistics, walk)
+            rng = derive_generator(self._seed, walk.label, "accumulation", sublayer.name)
+            return walk.accumulation.mix(sublayer, structures, rng=rng), errors
+
+        made = self._processes.alone(mixed)
+        weight, errors = made or (torch.empty_like(sublayer.output_weight), {})
+        self._processes.copy_from_first(weight)
+        return weight, errors
+
+    def _structures(
+        self, sublayer: Sublayer, statistics: Statistics | None, walk: _Walk
+    ) -> tuple[dict[int, Structure], dict[int, float]]:
+        """Structures of every level and their errors: as stored, or solved and on their way."""
         if statistics is None:
-            structures, errors = work.store.read(sublayer.id), work.store.errors(sublayer.id)
-        else:
-            structures, errors = self._solve(sublayer, statistics, work)
-            writer.write(sublayer.id, structures, errors)
-        rng = derive_generator(self._seed, work.label, "accumulation", sublayer.name)
-        return _Made(work.accumulation.mix(sublayer, structures, rng=rng), errors)
+            return walk.store.read(sublayer.id), walk.store.errors(sublayer.id)
+        structures, errors = self._solve(sublayer, statistics, walk)
+        walk.writer.write(sublayer.id, structures, errors)
+        return structures, errors
 
     def _solve(
-        self, sublayer: Sublayer, statistics: Statistics, work: _Work
+        self, sublayer: Sublayer, statistics: Statistics, walk: _Walk
     ) -> tuple[dict[int, Structure], dict[int, float]]:
         """Structures of every level, as a store would give them back, and their errors."""
-        levels = work.grid.levels(sublayer.id)
+        levels = walk.grid.levels(sublayer.id)
         solved = self._pruner.prune(
             sublayer,
             statistics,
             list(levels.values()),
             storage_dtype=self._decoder.storage_dtype,
-            rng=derive_generator(self._seed, work.label, "criterion", sublayer.name),
+            rng=derive_generator(self._seed, walk.label, "criterion", sublayer.name),
         )
         structures = {level: solved[removed].structure for level, removed in levels.items()}
         return structures, {level: solved[removed].error for level, removed in levels.items()}
@@ -274,7 +259,7 @@ def supernet_bytes(decoder: Decoder, grid: LevelGrid) -> int:
     """Bytes of all structures of a grid, before any is written (headers excluded)."""
     total = 0
     for sublayer in decoder.sublayers:
-        column = sublayer.unit_size * sublayer.output_weight.shape[0]
+        column = sublayer.unit_size * sublayer.width
         for removed in grid.levels(sublayer.id).values():
             kept = sublayer.num_units - removed
             total += kept * (column * decoder.storage_dtype.itemsize + 4)

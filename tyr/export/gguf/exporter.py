@@ -26,7 +26,7 @@ from tyr.export.tensors import ReadStructure
 from tyr.layout import Layout
 from tyr.model.architecture import architecture_of
 from tyr.model.decoder import Decoder
-from tyr.model.loading import ModelSource
+from tyr.model.source import ModelSource
 from tyr.sparsity import UnitCounts
 
 logger = logging.getLogger(__name__)

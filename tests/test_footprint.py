@@ -1,0 +1,119 @@
+"""What a run holds is counted before weights are read, and refused when it is too much."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.cli import run_cli
+from tyr import footprint as module
+from tyr.errors import ConfigError
+from tyr.footprint import Held, WeightBytes, check_memory, footprint, smallest_budget
+from tyr.model.placement import MemorySettings
+
+CPU = torch.device("cpu")
+GPU = torch.device("cuda")
+WEIGHTS = WeightBytes(outside=100, block=10, blocks=80)
+STAGES = (Held(30, walking=70, sliced=400), Held(50, states=60), Held(5, states=20, walking=90))
+
+
+def memory(offload: str, device: int | None = None, host: int | None = None) -> MemorySettings:
+    return MemorySettings(offload, device_state_bytes=device, host_state_bytes=host)
+
+
+@pytest.mark.parametrize(
+    ("settings", "place", "device", "host", "file"),
+    [
+        (memory("none"), GPU, 900 + 430, 0, 0),
+        (memory("disk"), GPU, 120 + 115, 0, 0),
+        (memory("cpu"), GPU, 120 + 115, 900, 0),
+        (memory("cpu"), CPU, 900 + 430, 0, 0),  # the same as none
+        (memory("disk", 40), GPU, 120 + 90, 70, 0),
+        (memory("disk", 40, 25), GPU, 120 + 90, 25, 45),
+        (memory("disk", 0, 0), GPU, 120 + 50, 0, 110),
+        (memory("cpu", 0, 0), GPU, 120 + 50, 900, 110),
+    ],
+)
+def test_weights_and_states_are_counted_where_the_settings_send_them(
+    settings: MemorySettings, place: torch.device, device: int, host: int, file: int
+) -> None:
+    held = footprint(WEIGHTS, STAGES, settings, place)
+    assert (held.device, held.host, held.file) == (device, host, file)
+
+
+def test_with_blocks_on_disk_memory_does_not_grow_with_depth() -> None:
+    depths = [WeightBytes(100, 10, blocks) for blocks in (2, 8, 128)]
+    streamed = {footprint(w, STAGES, memory("disk"), GPU).device for w in depths}
+    assert len(streamed) == 1
+
+
+def test_the_smallest_budget_passes_and_a_byte_less_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "rss_bytes", lambda: 1000)
+    monkeypatch.setattr(module, "SLACK", 0)
+    for settings in (memory("none"), memory("disk", 40, 25)):
+        least = smallest_budget(footprint(WEIGHTS, STAGES, settings, CPU), CPU)
+        fits, small = (
+            MemorySettings(
+                settings.offload,
+                settings.device_state_bytes,
+                settings.host_state_bytes,
+                memory_budget=budget,
+            )
+            for budget in (least, least - 1)
+        )
+        check_memory(WEIGHTS, STAGES, fits, CPU)
+        with pytest.raises(ConfigError, match=rf"needs {least:,}: the smallest"):
+            check_memory(WEIGHTS, STAGES, small, CPU)
+
+
+def test_what_is_free_is_the_budget_unless_one_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "available_bytes", lambda: 10)
+    with pytest.raises(ConfigError, match="the system has .* bytes on cpu, but this run needs"):
+        check_memory(WEIGHTS, STAGES, memory("none"), CPU)
+    generous = MemorySettings(memory_budget=10**12)
+    check_memory(WEIGHTS, STAGES, generous, CPU)
+    monkeypatch.setattr(module, "available_bytes", lambda: None)
+    check_memory(WEIGHTS, STAGES, memory("none"), CPU)
+
+
+def test_the_refusal_says_what_other_settings_would_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "rss_bytes", lambda: 0)
+    monkeypatch.setattr(module, "LIBRARIES", 0)
+    monkeypatch.setattr(module, "SLACK", 0)
+    with pytest.raises(ConfigError) as refused:
+        check_memory(WEIGHTS, STAGES, MemorySettings(memory_budget=1), CPU)
+    assert "needs 1,330" in str(refused.value)
+    assert "with model.offload=disk, 235" in str(refused.value)
+    assert "model.host_state_bytes=0, 170" in str(refused.value)
+
+
+class Loaded(Exception):
+    """The run came as far as reading weights."""
+
+
+def test_a_run_that_does_not_fit_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise Loaded
+
+    monkeypatch.setattr("tyr.model.loading.PretrainedModel.load", load)
+    words = f"run_dir={tmp_path}/run", "callbacks=none", "logger=none"
+    outcome = run_cli(capsys, *words, "model.memory_budget=1e8")
+    assert outcome.status == 2
+    said = re.search(r"needs ([\d,]+): the smallest model.memory_budget that works", outcome.err)
+    assert said, outcome.err
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(Loaded):
+        run_cli(capsys, *words, f"model.memory_budget={said[1].replace(',', '')}")
+
+
+def test_an_unknown_way_to_offload_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = run_cli(capsys, "model.offload=gpu")
+    assert outcome.status == 2
+    assert "model.offload must be one of none, cpu, disk" in outcome.err

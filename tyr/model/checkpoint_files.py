@@ -1,0 +1,106 @@
+"""Where the tensors of a safetensors checkpoint lie: a directory or the hub's cache, in one file
+or several.
+
+Finding and downloading files is transformers' own business. Only headers are read here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils.hub import get_checkpoint_shard_files
+
+from tyr.errors import ModelError
+
+
+@dataclass(frozen=True)
+class CheckpointFiles:
+    """Tensors of a checkpoint.
+
+    Args:
+        files: name of a tensor to the file that holds it.
+        shapes: name of a tensor to its shape.
+    """
+
+    files: Mapping[str, Path]
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+def find_checkpoint(path: str, revision: str) -> CheckpointFiles:
+    """Locate a checkpoint's tensors.
+
+    Args:
+        path: directory or hub name.
+        revision: hub revision.
+
+    Raises:
+        ModelError: there are no safetensors files, or one is missing or damaged.
+    """
+    try:
+        files = _weight_files(path, revision)
+        if not files:
+            raise ModelError(
+                f"{path} holds neither {SAFE_WEIGHTS_NAME} nor {SAFE_WEIGHTS_INDEX_NAME}: "
+                f"model.offload=disk reads safetensors only; use model.offload=none, or convert it"
+            )
+        return _read_headers(files)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        if isinstance(error, ModelError):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(f"cannot read the weights of {path}: {reason}") from error
+
+
+def check_complete(checkpoint: CheckpointFiles, model: PreTrainedModel, *, source: str) -> None:
+    """Compare a checkpoint with the model of its configuration.
+
+    Raises:
+        ModelError: a tensor is missing or has another shape.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
+    missing = sorted(expected.keys() - checkpoint.shapes.keys())
+    if missing:
+        raise ModelError(
+            f"{source} lacks {len(missing)} weights of its own configuration, e.g. {missing[0]}: "
+            f"the checkpoint is incomplete"
+        )
+    for name, shape in expected.items():
+        if checkpoint.shapes[name] != shape:
+            raise ModelError(
+                f"{source} does not fit its own configuration: {name} has shape "
+                f"{checkpoint.shapes[name]}, expected {shape}"
+            )
+
+
+def _weight_files(path: str, revision: str) -> list[Path]:
+    """The single file, or those that the index names; none if there is neither."""
+    optional: dict[str, Any] = {
+        "revision": revision,
+        "_raise_exceptions_for_missing_entries": False,
+    }
+    single = cached_file(path, SAFE_WEIGHTS_NAME, **optional)
+    if single is not None:
+        return [Path(single)]
+    index = cached_file(path, SAFE_WEIGHTS_INDEX_NAME, **optional)
+    if index is None:
+        return []
+    shards, _ = get_checkpoint_shard_files(path, index, revision=revision)
+    return [Path(shard) for shard in shards]
+
+
+def _read_headers(files: list[Path]) -> CheckpointFiles:
+    where: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with safe_open(file, framework="pt") as handle:
+            names: Any = handle.keys()
+            for name in names:
+                where[name] = file
+                shapes[name] = tuple(handle.get_slice(name).get_shape())
+    return CheckpointFiles(where, shapes)
