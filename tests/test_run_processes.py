@@ -164,7 +164,7 @@ class Endless:
 
 def test_a_sweep_runs_each_job_in_two_processes(tmp_path: Path) -> None:
     words = ("callbacks=quiet", f"run_dir={tmp_path}", "seed=0,1", "iterations=0")
-    run(*RUN, "-m", *TWO, *words)
+    run(*RUN[:3], "-m", *WORDS, *TWO, *words)
     assert len(list(tmp_path.glob("*/finished.json"))) == 2
 
 

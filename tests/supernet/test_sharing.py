@@ -41,7 +41,10 @@ def build(decoder: Decoder, tokens: Tensor, directory: Path, **changes: Any) -> 
     [
         (2, 32, 1e-6, "the same float32 batch products; weights are float32"),
         (2, 96, 1e-4, "one float32 product of six sequences against two of three"),
-        (3, 96, 1e-4, "one float32 product of six sequences against three of two"),
+        pytest.param(
+            *(3, 96, 1e-4, "one float32 product of six sequences against three of two"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_shared_supernet_is_that_of_one_process(
