@@ -72,7 +72,9 @@ def _summary(runs: list[dict[str, Any]], paper: list[dict[str, Any]]) -> dict[st
         "ratio_whole": mean(whole),
         "ratio_first_arrival": mean(first),
         "ratio_seconds": mean(seconds),
-        "seconds_in_all": ENGINE_GAIN * statistics.fmean(seconds) if seconds else None,
+        # A seed that did not arrive counts as zero, so these are at most the true means.
+        "tokens_at_least": sum(whole) / len(runs),
+        "seconds_at_least": ENGINE_GAIN * sum(seconds) / len(runs),
         "rank_correlation": mean(correlations),
         "fresh_additive": mean([f["additive"] for f in fresh if f["additive"] is not None]),
         "fresh_pairwise": mean([f["pairwise"] for f in fresh if f["pairwise"] is not None]),
@@ -130,9 +132,9 @@ def goals(names: Sequence[str]) -> list[Goal]:
     for name in names:
         path = ("models", name, FAST)
         found += [
-            Goal(f"{name}: tokens ratio", (*path, "ratio_whole"), at_least=4),
+            Goal(f"{name}: tokens ratio", (*path, "tokens_at_least"), at_least=4),
             Goal(
-                f"{name}: seconds ratio with the engine's", (*path, "seconds_in_all"), at_least=10
+                f"{name}: seconds ratio with the engine's", (*path, "seconds_at_least"), at_least=10
             ),
         ]
     return found

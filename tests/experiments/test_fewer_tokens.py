@@ -69,5 +69,6 @@ def test_ratios_compare_with_the_whole_schedule_and_with_its_own_arrival(conclus
     assert found["ratio_whole"] == 400 / 50
     assert found["ratio_first_arrival"] == 200 / 50
     assert found["ratio_seconds"] == 4
-    assert found["seconds_in_all"] == pytest.approx(4 * conclusions.ENGINE_GAIN)
+    assert found["tokens_at_least"] == 8 / 2, "the seed that did not arrive counts as zero"
+    assert found["seconds_at_least"] == pytest.approx(4 / 2 * conclusions.ENGINE_GAIN)
     assert summary[conclusions.PAPER]["ratio_whole"] == pytest.approx((4 / 2 + 1) / 2)
