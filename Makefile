@@ -10,7 +10,7 @@ quickstart: $(STAMP) ## prune the built-in model to 50 %
 	$(RUN) -m tyr.run
 
 test: $(STAMP) ## the fast tests: offline, CPU, under three minutes
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n auto # each test computes on one thread, so every core takes its own
 
 test-slow: $(STAMP) ## tests that take minutes
 	$(RUN) -m pytest -m slow

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from fewer_tokens_bench import STORIES, TINY, TOY, VARIANTS, Bench, Scale, built_in, stories
+from fewer_tokens_bench import FULL, TOY, VARIANTS, Bench, built_in, stories
 from fewer_tokens_report import (
     ENGINE_GAIN,
     FAST,
@@ -69,11 +69,10 @@ def write(runs: dict[str, Runs], given: argparse.Namespace, *, seconds: float) -
     ]
     for name, summary in summaries.items():
         sections += [*report(name, summary, runs[name]), f"![](fewer_tokens_{name}.png)", ""]
-    scales = {name: asdict(scale_of(name, given.toy)) for name in runs}
     content = {
         **describe_run(given.threads, seed=0),
         "seconds": seconds,
-        "scales": scales,
+        "scale": asdict(TOY if given.toy else FULL),
         "models": summaries,
         "runs": runs,
     }
@@ -83,14 +82,9 @@ def write(runs: dict[str, Runs], given: argparse.Namespace, *, seconds: float) -
         save(draw_curves(name, of_model), given.results / f"fewer_tokens_{name}")
 
 
-def scale_of(name: str, toy: bool) -> Scale:
-    """How much to compute for a model."""
-    return TOY if toy else {"built-in": TINY, "stories260K": STORIES}[name]
-
-
 def prepare(name: str, given: argparse.Namespace) -> Bench | None:
     """A model ready to be searched; None when it is not on this machine."""
-    scale = scale_of(name, given.toy)
+    scale = TOY if given.toy else FULL
     if name == "built-in":
         return built_in(scale, given.out)
     return stories(scale, given.out, given.shared)
