@@ -48,8 +48,9 @@ def run_child(setting: dict[str, Any]) -> Answer:
 
     from tyr.evaluate.perplexity import PerplexityEvaluator
     from tyr.events import Callback
-    from tyr.launch import launch, plain_libraries
+    from tyr.launch import Job, launch, plain_libraries
     from tyr.memory import peak_rss_bytes
+    from tyr.trainer import Trainer
 
     torch.set_num_threads(setting["threads"])
     plain_libraries()
@@ -61,10 +62,13 @@ def run_child(setting: dict[str, Any]) -> Answer:
         model(setting),
         data(setting),
         callbacks=Callback(),
-        path=folder,
-        config={"sparsity": 0.5, "resume": False, "accelerator": "cpu", "seed": setting["seed"]},
-        config_yaml=json.dumps(setting),
-        command="benchmark",
+        trainer=Trainer("cpu"),
+        job=Job(
+            folder,
+            {"sparsity": 0.5, "resume": False, "seed": setting["seed"]},
+            json.dumps(setting),
+            "benchmark",
+        ),
     )
     plan = json.loads((folder / "plan.json").read_text(encoding="utf-8"))
     return {
