@@ -202,10 +202,11 @@ def test_a_known_loss_is_used_without_racing_and_measured_with_it() -> None:
 
 def test_a_stage_of_one_sequence_is_raced_on_the_starts_of_four() -> None:
     racing = SequentialRacing()
-    assert racing.extent(2048, 4096).taken == 512
-    assert racing.extent(16384, 4096).taken == 4096
-    assert racing.extent(128, 128).taken == 64, "not shorter than says something"
-    assert NoRacing().extent(2048, 4096).taken == 2048
+    assert racing.extent(2048, 4096, 64).taken == 512
+    assert racing.extent(16384, 4096, 64).taken == 4096
+    assert racing.extent(128, 128, 64).taken == 64, "not shorter than says something"
+    assert racing.extent(256, 256, 2).taken == 128, "of a text that has only two"
+    assert NoRacing().extent(2048, 4096, 64).taken == 2048
 
 
 @pytest.mark.parametrize(("error_rate", "chunks"), [(0.0, 8), (1.0, 8), (0.05, 0)])

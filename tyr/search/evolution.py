@@ -102,7 +102,7 @@ class EvolutionarySearch:
         """Raise ConfigError when the search text or a stage is too small."""
         least = self.objective.min_positions
         for stage in self.stages:
-            extent = self.economy.racing.extent(stage.num_tokens, length)
+            extent = self.economy.racing.extent(stage.num_tokens, length, num_sequences)
             sample = draw_sample(
                 num_sequences, extent.length, stage.num_tokens, derive_generator(0)
             )
@@ -244,12 +244,13 @@ class _Generation:
 
     def _pieces(self, index: int) -> tuple[Sample, ...]:
         """Positions of a stage."""
-        length, racing = self._evaluator.length, self._economy.racing
+        length, count = self._evaluator.length, self._evaluator.num_sequences
+        racing = self._economy.racing
         epoch = self._economy.samples.epoch(self._state.generation)
         stages = self._search.stages[: index + 1]
         return self._economy.samples.draw(
-            self._evaluator.num_sequences,
-            [racing.extent(stage.num_tokens, length) for stage in stages],
+            count,
+            [racing.extent(stage.num_tokens, length, count) for stage in stages],
             rng=self._rng,
             fixed=derive_generator(self._seed, "samples", self._iteration, epoch),
         )

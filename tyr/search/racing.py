@@ -56,8 +56,8 @@ class Racing(Protocol):
 
     races: bool  # whether candidates can leave before the end of a stage
 
-    def extent(self, num_tokens: int, length: int) -> Extent:
-        """How a stage of `num_tokens` uses sequences of `length`."""
+    def extent(self, num_tokens: int, length: int, num_sequences: int) -> Extent:
+        """How a stage of `num_tokens` uses a text of `num_sequences` of `length`."""
 
     def select(
         self,
@@ -84,7 +84,7 @@ class NoRacing:
 
     races = False
 
-    def extent(self, num_tokens: int, length: int) -> Extent:
+    def extent(self, num_tokens: int, length: int, num_sequences: int) -> Extent:
         """Whole sequences."""
         return Extent(num_tokens, length)
 
@@ -133,9 +133,9 @@ class SequentialRacing:
         self.error_rate = error_rate
         self.chunks = chunks
 
-    def extent(self, num_tokens: int, length: int) -> Extent:
+    def extent(self, num_tokens: int, length: int, num_sequences: int) -> Extent:
         """Starts of more sequences where a stage has fewer than four whole ones to race on."""
-        wanted = min(self.chunks, _LEAST_SEQUENCES)
+        wanted = min(self.chunks, _LEAST_SEQUENCES, num_sequences)
         return Extent(num_tokens, min(length, max(num_tokens // wanted, _SHORTEST)))
 
     def select(
