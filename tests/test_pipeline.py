@@ -194,7 +194,7 @@ METHODS: dict[str, Callable[[], Method]] = {
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("stride", [29, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("stride", [53, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_run_killed_at_any_report_ends_the_same(
     name: str, stride: int, run: Runner, tmp_path: Path
 ) -> None:

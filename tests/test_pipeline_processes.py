@@ -109,6 +109,7 @@ def start(count: int, work: Any) -> Sequence[Any]:
         return [error]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("countdown", [25, pytest.param(10, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("begin", "end"), [(2, 1), (1, 2)])
 def test_a_run_that_died_is_continued_by_another_number_of_processes(

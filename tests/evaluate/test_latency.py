@@ -153,6 +153,7 @@ def test_peak_memory_is_that_of_the_tensors_alive_at_once() -> None:
     assert peak.peak_bytes == 12000
 
 
+@pytest.mark.slow
 def test_a_compiled_model_is_traced_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a backend that generates no code: the real one takes minutes for the same graphs."""
     graphs: list[int] = []

@@ -12,6 +12,7 @@ import torch
 BENCHMARKS = Path(__file__).resolve().parents[2] / "experiments" / "benchmarks"
 
 
+@pytest.mark.slow
 def test_fast_routines_give_what_their_slow_twins_give(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -45,6 +45,7 @@ def test_the_full_size_is_more_than_a_hundred_million_parameters() -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) > 100_000_000
 
 
+@pytest.mark.slow
 def test_the_parts_of_the_time_add_up_at_toy_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
