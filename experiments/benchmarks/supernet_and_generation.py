@@ -18,10 +18,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import correlation, median
+from statistics import median
 from typing import Any
 
 from report import Goal, describe_run, table, verdicts, write_results
@@ -132,36 +131,25 @@ def compare_short(answers: dict[str, list[Answer]]) -> dict[str, Any]:
     """bfloat16 against float32: ranking of the first stage's candidates, and who wins.
 
     Later turns start from whatever parent the one before them chose, so only those are compared
-    whose first stage saw the same candidates.
+    whose first stage saw the same candidates, and enough different ones to rank.
     """
+    from tyr.search.surrogate import rank_correlation  # brings torch; all is measured by now
+
     correlations, winners = [], []
     for wide, short in zip(answers["tyr"], answers[SHORT], strict=True):
         first, other = wide["stages"][0], short["stages"][0]
-        if first["candidates"] == other["candidates"]:
-            correlations.append(rank_correlation(first["losses"], other["losses"]))
+        if first["candidates"] != other["candidates"]:
+            continue
+        distinct = sorted(set(zip(first["losses"], other["losses"], strict=True)))
+        found = rank_correlation(*zip(*distinct, strict=True))
+        if found is not None:
+            correlations.append(found)
             winners.append(wide["parent"] == short["parent"])
     return {
         "compared": len(correlations),
         "rank_correlation": min(correlations),
         "same_winner": sum(winners) / len(winners),
     }
-
-
-def rank_correlation(left: Sequence[float], right: Sequence[float]) -> float:
-    """Spearman's, over distinct pairs of values."""
-    pairs = sorted(set(zip(left, right, strict=True)))
-    if len(pairs) < 2:
-        return 1.0
-    return correlation(*(ranks([pair[i] for pair in pairs]) for i in (0, 1)))
-
-
-def ranks(values: Sequence[float]) -> list[float]:
-    """Place of every value in ascending order."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    places = [0.0] * len(values)
-    for place, index in enumerate(order):
-        places[index] = float(place)
-    return places
 
 
 def summarise(

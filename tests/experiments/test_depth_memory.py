@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "experiments" / "benchmarks" / "depth_memory.py"
+from tests.experiments.scripts import run_script
+
 TOY = (
     *("--depths", "2", "3", "--hidden", "32", "--ffn", "48", "--heads", "4"),
     *("--sequence-length", "16", "--calibration-tokens", "64", "--batch-tokens", "32"),
@@ -21,14 +18,7 @@ TOY = (
 
 @pytest.mark.slow
 def test_every_depth_gives_the_same_model_in_memory_and_on_disk(tmp_path: Path) -> None:
-    outcome = subprocess.run(
-        [sys.executable, str(SCRIPT), *TOY, "--output", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
+    outcome = run_script("depth_memory.py", *TOY, "--output", str(tmp_path))
     assert outcome.returncode == 0, outcome.stderr
     figures = json.loads((tmp_path / "depth_memory.json").read_text())["figures"]
     assert figures["equal_results"] is True

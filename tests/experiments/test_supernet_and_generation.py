@@ -3,31 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "experiments" / "benchmarks" / "supernet_and_generation.py"
-TOY = (
-    *("--blocks", "2", "--hidden", "64", "--ffn", "128", "--heads", "4", "--kv-heads", "2"),
-    *("--vocabulary", "256", "--sequence-length", "16", "--calibration-tokens", "256"),
-    *("--search-tokens", "256", "--offspring", "6", "--stage-tokens", "16", "64", "256"),
-    *("--survivors", "4", "2", "1", "--batch-tokens", "64", "--threads", "1"),
-    *("--build-turns", "1", "--search-turns", "2"),
-)
+from tests.experiments.scripts import TOY_SETTING, run_script
 
 
 @pytest.mark.slow
 def test_both_sides_agree_on_losses_and_survivors(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), *TOY, "--output", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    outcome = subprocess.run(
-        command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False
-    )
+    turns = ("--build-turns", "1", "--search-turns", "2")
+    words = (*TOY_SETTING, *turns, "--output", str(tmp_path))
+    outcome = run_script("supernet_and_generation.py", *words)
     assert outcome.returncode == 0, outcome.stderr
     content = json.loads((tmp_path / "supernet_and_generation.json").read_text())
     losses = content["figures"]["losses"]

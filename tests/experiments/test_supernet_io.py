@@ -3,34 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = ROOT / "experiments" / "benchmarks" / "supernet_io.py"
-TOY = (
-    *("--blocks", "2", "--hidden", "64", "--ffn", "128", "--heads", "4", "--kv-heads", "2"),
-    *("--vocabulary", "256", "--sequence-length", "16", "--calibration-tokens", "256"),
-    *("--search-tokens", "256", "--offspring", "6", "--stage-tokens", "16", "64", "256"),
-    *("--survivors", "4", "2", "1", "--batch-tokens", "64", "--threads", "1"),
-    *("--megabytes-per-second", "10"),
-)
+from tests.experiments.scripts import TOY_SETTING, run_script
 
 
 @pytest.mark.slow
 def test_both_ways_give_the_same_losses_and_the_slow_one_is_waited_for(tmp_path: Path) -> None:
-    outcome = subprocess.run(
-        [sys.executable, str(SCRIPT), *TOY, "--output", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
+    words = (*TOY_SETTING, "--megabytes-per-second", "10", "--output", str(tmp_path))
+    outcome = run_script("supernet_io.py", *words)
     assert outcome.returncode == 0, outcome.stderr
     figures = json.loads((tmp_path / "supernet_io.json").read_text())["figures"]
     assert figures["equal_losses"] == 1
