@@ -96,7 +96,7 @@ def test_no_tensor_spans_all_positions_and_the_vocabulary(monkeypatch: pytest.Mo
     monkeypatch.setattr(torch, "log_softmax", log_softmax)
     wide_head = random_matrix(1 << 18, WIDTH).float()
     kl_divergences(states(), [states(seed=1)], wide_head)
-    assert len(shapes) == 2
+    assert len(shapes) == 2 * 2, "two chunks of teacher and student"
     assert max(rows for rows, _ in shapes) == 8
 
 

@@ -25,7 +25,8 @@ def position_chunks(num_positions: int, vocabulary: int, device: torch.device) -
 def kl_divergences(teacher: Tensor, students: Sequence[Tensor], head: Tensor) -> list[float]:
     """Mean KL(teacher ‖ student) over positions with the full vocabulary, nats.
 
-    KL = Σ p·log p − Σ p·z + logsumexp(z): of each student only its logits z of one chunk exist.
+    KL = Σ p·log p − Σ p·log q, each sum of terms of one sign: of each student only the logits of
+    one chunk exist.
 
     Args:
         teacher: (N, T, C), final hidden states of the dense model.
@@ -40,9 +41,8 @@ def kl_divergences(teacher: Tensor, students: Sequence[Tensor], head: Tensor) ->
         p = log_p.exp()
         negentropy = torch.linalg.vecdot(p, log_p).double().sum()
         for index, student in enumerate(sparse):
-            logits = _logits(student[chunk], head)
-            log_q = torch.linalg.vecdot(p, logits) - logits.logsumexp(dim=-1)  # Σ p·log q
-            totals[index] += negentropy - log_q.double().sum()
+            log_q = torch.log_softmax(_logits(student[chunk], head), dim=-1)
+            totals[index] += negentropy - torch.linalg.vecdot(p, log_q).double().sum()
     return [float(total) / len(dense) for total in totals]
 
 
