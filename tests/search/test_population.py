@@ -18,7 +18,7 @@ from tyr.model.sublayer import Sublayer
 from tyr.randomness import derive_generator
 from tyr.search.mutation import Levels, mutate
 from tyr.search.objective import KdHidden, KdLogits, Objective, Perplexity, dense_reference
-from tyr.search.population import PopulationEvaluator
+from tyr.search.population import Frontier, PopulationEvaluator
 from tyr.search.selection import Sample
 from tyr.sparsity import LevelGrid, stream_order
 from tyr.supernet.store import SupernetStore
@@ -172,20 +172,20 @@ def test_each_structure_is_read_and_sliced_once(
         sublayer.name: tuple(sorted({levels[sublayer.index] for levels in candidates}))
         for sublayer in stream_order(3)
     }
-    assert reads == list(used.items())
+    assert reads == [(name, (level,)) for name, levels in used.items() for level in levels]
     assert slices == {name: len(levels) for name, levels in used.items()}
 
 
 def record_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Sequences of every sublayer forward from now on, filled as they run."""
+    """Sequences of every pass of a sublayer from now on, filled as they run."""
     sizes: list[int] = []
-    forward = Sublayer.forward
+    branch = Sublayer.branch
 
-    def recording(self: Sublayer, hidden: Tensor, context: Any, sliced: Any = None) -> Tensor:
+    def recording(self: Sublayer, hidden: Tensor, context: Any, sliced: Any = None) -> Any:
         sizes.append(hidden.shape[0])
-        return forward(self, hidden, context, sliced)
+        return branch(self, hidden, context, sliced)
 
-    monkeypatch.setattr(Sublayer, "forward", recording)
+    monkeypatch.setattr(Sublayer, "branch", recording)
     return sizes
 
 
@@ -223,7 +223,7 @@ def test_a_state_larger_than_a_batch_is_split(
 
 
 @pytest.mark.parametrize("batch_tokens", [72, 8192])
-def test_states_are_freed_as_the_frontier_moves_on(
+def test_states_are_made_only_where_candidates_part(
     decoder: Decoder,
     store: SupernetStore,
     grid: LevelGrid,
@@ -231,45 +231,33 @@ def test_states_are_freed_as_the_frontier_moves_on(
     monkeypatch: pytest.MonkeyPatch,
     batch_tokens: int,
 ) -> None:
-    made: list[tuple[int, StorageWeakRef]] = []
-    forward = Sublayer.forward
+    steps: list[int] = []
+    advance = PopulationEvaluator._advance
 
-    def tracking(self: Sublayer, hidden: Tensor, context: Any, sliced: Any = None) -> Tensor:
-        behind = [ref for place, ref in made if place < self.id.index - 1 and not ref.expired()]
-        assert not behind, "a state two sublayers back is still in memory"
-        output = forward(self, hidden, context, sliced)
-        made.append((self.id.index, StorageWeakRef(output.untyped_storage())))
-        return output
+    def watching(
+        self: PopulationEvaluator, sublayer: Sublayer, frontier: Frontier, *rest: Any
+    ) -> Frontier:
+        before = {StorageWeakRef(h.untyped_storage()).cdata for h in present(frontier)}
+        moved = advance(self, sublayer, frontier, *rest)
+        after = {StorageWeakRef(h.untyped_storage()).cdata for h in present(moved)}
+        assert before <= after, "the last way out of a state takes its memory over"
+        assert not present(frontier)
+        assert len(after) == len(moved.hidden), "no two states share memory"
+        for hidden in present(moved):
+            assert hidden.untyped_storage().nbytes() == hidden.nbytes, "part of a larger batch"
+        steps.append(len(after) - len(before))
+        return moved
 
     fast = evaluator(decoder, store, text, batch_tokens=batch_tokens)
-    monkeypatch.setattr(Sublayer, "forward", tracking)
+    monkeypatch.setattr(PopulationEvaluator, "_advance", watching)
     fast.evaluate(offspring(grid, 8), WHOLE)
-    assert len(made) > 6
+    assert len(steps) == 6
+    assert max(steps) > 0
 
 
-def test_a_state_is_freed_once_its_last_edge_is_taken(
-    decoder: Decoder,
-    store: SupernetStore,
-    text: Tensor,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # Two candidates part at sublayer 0. At sublayer 1 the first takes the lower level, so its state
-    # has to be gone when the second is run.
-    made: list[StorageWeakRef] = []
-    forward = Sublayer.forward
-
-    def tracking(self: Sublayer, hidden: Tensor, context: Any, sliced: Any = None) -> Tensor:
-        if self.id.index == 1 and len(made) == 3:
-            assert made[0].expired()
-            assert not made[1].expired()
-        output = forward(self, hidden, context, sliced)
-        made.append(StorageWeakRef(output.untyped_storage()))
-        return output
-
-    fast = evaluator(decoder, store, text, batch_tokens=72)  # one state of 60 at a time
-    monkeypatch.setattr(Sublayer, "forward", tracking)
-    fast.evaluate([(-1, -1, 0, 0, 0, 0), (1, 1, 0, 0, 0, 0)], WHOLE)
-    assert len(made) == 12
+def present(frontier: Frontier) -> list[Tensor]:
+    """The states that are in memory."""
+    return [hidden for hidden in frontier.hidden if hidden is not None]
 
 
 def test_a_loss_that_is_not_finite_is_an_error(

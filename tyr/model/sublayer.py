@@ -193,19 +193,32 @@ class Sublayer:
 
         The residual stream keeps its precision, also where the product is in a shorter one.
         """
-        bias = self.output_bias
-        product = functional.linear(features, weight, None if bias is None else bias.to(weight))
-        return hidden + product
+        return hidden + self._product(features, weight)
 
     def forward(
         self, hidden: Tensor, context: Context, sliced: SlicedWeights | None = None
     ) -> Tensor:
         """Hidden states after this sublayer, residual included; dense without `sliced`."""
+        added = self.branch(hidden, context, sliced)
+        return hidden if added is None else hidden + added
+
+    def branch(
+        self, hidden: Tensor, context: Context, sliced: SlicedWeights | None = None
+    ) -> Tensor | None:
+        """What this sublayer adds to the residual stream (B, T, C); None for nothing.
+
+        For callers that own `hidden` and can add in place; `forward` is the plain form.
+        """
         if sliced is None:
-            return self.project(hidden, self.features(hidden, context), self.output_weight)
+            return self._product(self.features(hidden, context), self.output_weight)
         if sliced.output.shape[1] == 0:  # nothing kept: only a bias can remain
-            return hidden if self.output_bias is None else hidden + self.output_bias
-        return self.project(hidden, self.features(hidden, context, sliced), sliced.output)
+            return None if self.output_bias is None else self.output_bias.expand_as(hidden)
+        return self._product(self.features(hidden, context, sliced), sliced.output)
+
+    def _product(self, features: Tensor, weight: Tensor) -> Tensor:
+        """The output projection: (B, T, K), (C, K) -> (B, T, C)."""
+        bias = self.output_bias
+        return functional.linear(features, weight, None if bias is None else bias.to(weight))
 
     def slice(self, structure: Structure, dtype: torch.dtype | None = None) -> SlicedWeights:
         """Gather the parameters of a structure.

@@ -2,15 +2,15 @@
 
 All candidates go through sublayer 0, then 1, and so on. Candidates that agree on every level so far
 share one hidden state (a trie, kept as its current frontier), so each distinct prefix is computed
-once; each (sublayer, level) weight is read and sliced once, while the sublayer before it computes;
+once; each (sublayer, level) weight is read and sliced once, while the one before it computes;
 states at the same level run as one batch. The losses are those of one-by-one evaluation up to
-rounding. Only two sublayers' structures and the frontier's hidden states are in memory.
+rounding. Only two structures and the frontier's hidden states are in memory.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -116,12 +116,12 @@ class PopulationEvaluator:
         frontier = Frontier([self._decoder.embed(reference.tokens)], [0.0], [0] * len(candidates))
         evaluations = 0
         with closing(self._structures(candidates)) as coming:
-            for sublayer, structures in zip(self._decoder.sublayers, coming, strict=True):
+            for sublayer in self._decoder.sublayers:
                 levels = [candidate[sublayer.id.index] for candidate in candidates]
                 edges: dict[Edge, int] = {}
                 steps = zip(frontier.owners, levels, strict=True)
                 owners = [edges.setdefault(edge, len(edges)) for edge in steps]
-                frontier = self._advance(sublayer, frontier, list(edges), structures, context)
+                frontier = self._advance(sublayer, frontier, list(edges), coming, context)
                 frontier.owners = owners
                 evaluations += len(edges)
                 self._observe(sublayer, frontier, reference)
@@ -131,10 +131,11 @@ class PopulationEvaluator:
     def _structures(
         self, candidates: Sequence[Levels]
     ) -> Generator[dict[int, Structure], None, None]:
-        """Per sublayer, the structures of every level that a candidate has there."""
+        """Structures in the order of use: sublayer by sublayer, each level that a candidate has."""
         requests = [
-            (sublayer.id, sorted({candidate[sublayer.id.index] for candidate in candidates}))
+            (sublayer.id, [level])
             for sublayer in self._decoder.sublayers
+            for level in sorted({candidate[sublayer.id.index] for candidate in candidates})
         ]
         return self._store.read_ahead(requests, pin=pins_memory(self._decoder.device))
 
@@ -143,42 +144,40 @@ class PopulationEvaluator:
         sublayer: Sublayer,
         frontier: Frontier,
         edges: list[Edge],
-        structures: dict[int, Structure],
+        structures: Iterator[dict[int, Structure]],
         context: Context,
     ) -> Frontier:
-        """Take every edge, level by level; a state's memory goes with its last edge."""
+        """Take every edge, level by level; the last edge out of a state takes its memory over."""
         waiting = Counter(state for state, _ in edges)
         moved: list[Tensor | None] = [None] * len(edges)
         for level in sorted({level for _, level in edges}):
-            sliced = sublayer.slice(structures.pop(level), self._dtype)
+            sliced = sublayer.slice(next(structures)[level], self._dtype)
             chosen = [i for i, (_, edge_level) in enumerate(edges) if edge_level == level]
-            inputs = [_present(frontier.hidden[edges[i][0]]) for i in chosen]
-            outputs = self._forward(sublayer, inputs, context, sliced)
-            for index, output in zip(chosen, outputs, strict=True):
-                moved[index] = output
+            for index in chosen:
                 state = edges[index][0]
+                hidden = _present(frontier.hidden[state])
                 waiting[state] -= 1
                 if waiting[state] == 0:
                     frontier.hidden[state] = None
+                moved[index] = hidden.clone() if waiting[state] else hidden
+            self._forward(sublayer, [_present(moved[i]) for i in chosen], context, sliced)
         return Frontier(moved, [frontier.losses[state] for state, _ in edges], [])
 
     def _forward(
-        self, sublayer: Sublayer, inputs: list[Tensor], context: Context, sliced: SlicedWeights
-    ) -> list[Tensor]:
-        """Run equally shaped states through a sublayer in batches of `batch_tokens`."""
-        count, length = inputs[0].shape[:2]
+        self, sublayer: Sublayer, states: list[Tensor], context: Context, sliced: SlicedWeights
+    ) -> None:
+        """Take equally shaped states through a sublayer, in place, `batch_tokens` at a time."""
+        count, length = states[0].shape[:2]
         most = max(1, self._batch_tokens // length)  # sequences in a batch
-        if count >= most:
-            return [
-                torch.cat([sublayer.forward(part, context, sliced) for part in state.split(most)])
-                for state in inputs
-            ]
-        outputs: list[Tensor] = []
-        together = most // count
-        for start in range(0, len(inputs), together):
-            batch = torch.cat(inputs[start : start + together])
-            outputs.extend(sublayer.forward(batch, context, sliced).split(count))
-        return outputs
+        parts = [part for state in states for part in state.split(most)]
+        together = max(1, most // count)
+        for start in range(0, len(parts), together):
+            batch = parts[start : start + together]
+            inputs = batch[0] if len(batch) == 1 else torch.cat(batch)
+            added = sublayer.branch(inputs, context, sliced)
+            if added is not None:
+                for part, change in zip(batch, added.split([len(p) for p in batch]), strict=True):
+                    part.add_(change)
 
     def _observe(self, sublayer: Sublayer, frontier: Frontier, reference: Reference) -> None:
         block = sublayer.id.block
@@ -188,7 +187,9 @@ class PopulationEvaluator:
                 frontier.losses[index] += loss
 
     def _final_losses(self, frontier: Frontier, reference: Reference) -> list[float]:
-        states = [self._decoder.final_norm(_present(state)) for state in frontier.hidden]
+        states: list[Tensor] = []
+        while frontier.hidden:  # a normed state takes the place of the one it is made of
+            states.append(self._decoder.final_norm(_present(frontier.hidden.pop(0))))
         final = self._objective.final_losses(states, reference, self._head)
         losses = [path + end for path, end in zip(frontier.losses, final, strict=True)]
         bad = [index for index, loss in enumerate(losses) if not abs(loss) < float("inf")]

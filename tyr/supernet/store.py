@@ -141,7 +141,7 @@ class SupernetStore:
         """`read` each request in order, the next one on another thread meanwhile.
 
         `read` maps files, so the disk is waited for where a weight is first used; here every weight
-        is copied off the disk by the reading thread. Two sublayers' structures are in memory.
+        is copied off the disk by the reading thread. What two requests ask for is in memory.
 
         Args:
             requests: sublayers with the levels wanted.
