@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from hypothesis import settings
 from torch import Tensor
 
 from tests.tiny import random_tokens, tiny_decoder
+from tyr import ceilings
 from tyr.model.decoder import Decoder
 
 # Derandomized: the same examples on every machine, and no database of earlier failures.
@@ -20,6 +23,14 @@ settings.load_profile("tyr")
 def pytest_configure(config: pytest.Config) -> None:
     """One thread: matrices here are too small to share, and sums must repeat bit for bit."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def rates_of_this_machine() -> Iterator[None]:
+    """Measured once, not once for the plan of every run; a fifth of a second each."""
+    names = ("gemm_rate", "copy_rate")
+    with patch.multiple(ceilings, **{name: cache(getattr(ceilings, name)) for name in names}):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.test_config import choices, composed
+from tests.test_config import choices, with_choice
 from tests.tiny import random_tokens
 from tyr.calibrate.statistics import Statistics, collect
 from tyr.calibrate.stream import Stream
@@ -72,7 +72,7 @@ def supernet(decoder: Decoder, tokens: Tensor, tmp_path: Path) -> BuiltSupernet:
 
 def make_builder(decoder: Decoder, tokens: Tensor, settings: SupernetSettings) -> SupernetBuilder:
     """A builder with the paper's pruner."""
-    criterion: Criterion = build(composed("criterion=taylor").pruner.criterion, "criterion")
+    criterion: Criterion = build(with_choice("criterion", "taylor").pruner.criterion, "criterion")
     pruner = LocalPruner(criterion, SelfTarget(), ffn_group=4)
     return SupernetBuilder(decoder, tokens, pruner=pruner, seed=0, settings=settings)
 
@@ -82,7 +82,7 @@ def make_builder(decoder: Decoder, tokens: Tensor, settings: SupernetSettings) -
 def test_a_criterion_scores_every_unit_finitely_and_repeatably(
     choice: str, units: int, size: int
 ) -> None:
-    criterion: Criterion = build(composed(f"criterion={choice}").pruner.criterion, choice)
+    criterion: Criterion = build(with_choice("criterion", choice).pruner.criterion, choice)
     first, second = (
         criterion.score(blocks(units, size), rng=derive_generator(0, "test")) for _ in range(2)
     )
@@ -97,8 +97,11 @@ def test_a_criterion_scores_every_unit_finitely_and_repeatably(
 def test_pruning_meets_every_count_and_nests(
     criterion: str, target: str, decoder: Decoder, statistics: Statistics
 ) -> None:
-    config = composed(f"criterion={criterion}", f"target={target}")
-    pruner: LocalPruner = build(config.pruner, "pruner")
+    pruner = LocalPruner(
+        build(with_choice("criterion", criterion).pruner.criterion, criterion),
+        build(with_choice("target", target).pruner.target, target),
+        ffn_group=4,
+    )
     sublayer = decoder.sublayers[1]
     counts = [0, 1, 5, 12, sublayer.num_units]
     levels = pruner.prune(
@@ -120,7 +123,7 @@ def test_pruning_meets_every_count_and_nests(
 def test_a_targets_problem_is_solved_by_its_own_start(
     choice: str, decoder: Decoder, statistics: Statistics
 ) -> None:
-    target: Target = build(composed(f"target={choice}").pruner.target, choice)
+    target: Target = build(with_choice("target", choice).pruner.target, choice)
     weight = decoder.sublayers[1].output_weight.mT
     problem = target.problem(statistics, weight, damping=0.01, unit_size=1, name="001.ffn")
     assert problem.num_units == len(weight)
@@ -134,7 +137,7 @@ def test_an_accumulation_mixes_within_the_span_of_its_structures(
     choice: str, decoder: Decoder, supernet: BuiltSupernet
 ) -> None:
     accumulation: Accumulation = build(
-        composed(f"accumulation={choice}").supernet.accumulation, choice
+        with_choice("accumulation", choice).supernet.accumulation, choice
     )
     for sublayer in decoder.sublayers:
         structures = supernet.store.read(sublayer.id)
@@ -152,7 +155,7 @@ def test_an_accumulation_mixes_within_the_span_of_its_structures(
 def test_an_objective_prefers_the_dense_model_to_a_broken_one(
     choice: str, decoder: Decoder, tokens: Tensor
 ) -> None:
-    objective: Objective = build(composed(f"objective={choice}").search.objective, choice)
+    objective: Objective = build(with_choice("objective", choice).search.objective, choice)
     blocks_seen = objective.observed_blocks(decoder.units.num_blocks)
     text = decoder_text(decoder, tokens)
     reference = dense_reference(decoder, text, blocks=blocks_seen)
@@ -178,7 +181,7 @@ def decoder_text(decoder: Decoder, tokens: Tensor) -> Tensor:
 def test_a_finish_gives_the_allocation_to_the_unit(
     choice: str, decoder: Decoder, tokens: Tensor, supernet: BuiltSupernet, tmp_path: Path
 ) -> None:
-    finish: Finish = build(composed(f"finish={choice}").finish, choice)
+    finish: Finish = build(with_choice("finish", choice).finish, choice)
     assert finish.name == choice
     assert finish.other().name != choice
     levels = [1 if sublayer.block == 0 else -1 for sublayer in stream_order(3)]

@@ -107,7 +107,7 @@ def test_a_run_with_evaluator_latency_keeps_the_contract_and_adds_speed(
     run_dir = tmp_path / "run"
     shape = ("num_hidden_layers=2", "hidden_size=64", "intermediate_size=96")
     model = ("model=random", *(f"model.config.{word}" for word in shape))
-    words = (*model, "debug=fast", "logger=csv", "callbacks=quiet")
+    words = (*model, "debug=fast", "logger=csv", "callbacks=quiet", "~callbacks.heatmap")
     sizes = ("evaluator.inputs=[16]", "evaluator.outputs=[3]", "evaluator.repeats=1")
     outcome = run_cli(capsys, "evaluator=latency", *sizes, *words, f"run_dir={run_dir}")
     assert outcome.status == 0, outcome.err

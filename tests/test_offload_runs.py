@@ -10,9 +10,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from tests.data.text import numbered
 from tests.test_pipeline import BLOCKS, HEADS, NEURONS, make_method
 from tyr import events
-from tyr.data import StdlibData
+from tyr.data import TextFileData
 from tyr.evaluate.perplexity import PerplexityEvaluator
 from tyr.launch import PLAN_FILE, Job, launch
 from tyr.model.loading import BUILT_IN, PretrainedModel, RandomModel
@@ -41,8 +42,10 @@ SIZES = {
 
 def run(source: ModelSource, path: Path, method: Method) -> Allocation:
     """The whole pipeline on a few tokens, in several batches."""
-    data = StdlibData(
-        sequence_length=32, calibration_tokens=256, search_tokens=128, evaluation_tokens=96
+    text = path.parent / "text.txt"
+    text.write_text(numbered(0, 900))
+    data = TextFileData(
+        text, sequence_length=32, calibration_tokens=256, search_tokens=128, evaluation_tokens=96
     )
     return launch(
         method,

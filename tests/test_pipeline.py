@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from tests.data.text import numbered
 from tests.full_disk import largest_file
 from tests.tiny import HEAD_SIZE, save_random_model
 from tyr import events
 from tyr.callbacks.tracking import CsvMetrics
-from tyr.data import StdlibData
+from tyr.data import TextFileData
 from tyr.errors import ResumeError, StoreError
 from tyr.evaluate.perplexity import PerplexityEvaluator
 from tyr.export.checkpoint import HuggingFaceExport
@@ -105,6 +106,8 @@ Runner = Callable[..., Allocation]
 @pytest.fixture
 def run(source: PretrainedModel) -> Runner:
     """Runs a method in a directory."""
+    text = Path(source.path) / "text.txt"  # the standard library takes longer to read
+    text.write_text(numbered(0, 900))
 
     def start(
         path: Path,
@@ -115,8 +118,12 @@ def run(source: PretrainedModel) -> Runner:
         callbacks: events.Callback | None = None,
         config_yaml: str = "sparsity: 0.375\n",
     ) -> Allocation:
-        data = StdlibData(
-            sequence_length=32, calibration_tokens=256, search_tokens=128, evaluation_tokens=64
+        data = TextFileData(
+            text,
+            sequence_length=32,
+            calibration_tokens=256,
+            search_tokens=128,
+            evaluation_tokens=64,
         )
         return launch(
             method or make_method(),

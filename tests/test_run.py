@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli import run_cli
+from tests.data.text import numbered
 from tests.tiny import save_random_model
 
 FAST = ("debug=fast", "logger=csv", "callbacks=quiet")
@@ -74,10 +75,10 @@ BAD_INPUT = {
     "supernet.attention_unit=group": r"must be head or kv_group",
     "search.stages=[[512,4],[1024,2]]": r"last stage must keep 1",
     "search.stages=[[512,64],[1024,1]]": r"64 survivors out of",
-    "search.stages=[[10000000,1]]": r"too little text|search text has",
+    "data=text data.path={text} search.stages=[[10000000,1]]": r"too little text",
     "search.stages=[512,8]": r"must be pairs \[tokens, survivors\]",
     "search.stages=[[1,1]] objective=perplexity": r"needs sequences of at least 2 tokens",
-    "data.calibration_tokens=900000000": r"too little text",
+    "data=text data.path={text} data.calibration_tokens=900000000": r"too little text",
     "data.sequence_length=1024": r"exceeds the model's context of 512",
     "data.evaluation_tokens=10": r"evaluation_tokens=10 is less than one window",
     "pruner.damping=-1": r"damping must not be negative",
@@ -94,8 +95,9 @@ BAD_INPUT = {
 def test_bad_input_is_one_paragraph_before_any_work(
     words: str, local: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_dir = tmp_path / "run"
-    outcome = run_cli(capsys, *local, f"run_dir={run_dir}", *words.split())
+    run_dir, text = tmp_path / "run", tmp_path / "text.txt"
+    text.write_text(numbered(0, 900))
+    outcome = run_cli(capsys, *local, f"run_dir={run_dir}", *words.format(text=text).split())
     assert outcome.status == 2
     assert len(outcome.err.strip().splitlines()) == 1
     assert "Traceback" not in outcome.err

@@ -4,7 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from tyr.callbacks import CsvMetrics, SparsityHeatmap
+import pytest
+
+from tyr.callbacks import CsvMetrics, SparsityHeatmap, figure_style
 from tyr.callbacks.heatmap import FIGURE_NAMES
 from tyr.events import SearchFinished
 
@@ -14,13 +16,15 @@ def drawn(run: Any) -> dict[str, bytes]:
 
 
 def test_every_figure_is_written_as_png_and_svg(run: Any, play: Callable[..., None]) -> None:
+    run = replace(run, blocks=3)  # tests/callbacks/test_figures.py draws larger ones
     play([SparsityHeatmap()], run.events())
     assert set(drawn(run)) == {f"{name}.{s}" for name in FIGURE_NAMES for s in ("png", "svg")}
 
 
 def test_a_resumed_run_draws_what_an_uninterrupted_one_draws(
-    run: Any, play: Callable[..., None]
+    run: Any, play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(figure_style, "FORMATS", ["svg"])  # half the time of both
     # It was killed between its last generation and the report of the search's end.
     run = replace(run, blocks=3)
     play([CsvMetrics(), SparsityHeatmap()], run.events())

@@ -22,7 +22,7 @@ def without_stages(rows: list[Row]) -> dict[tuple[str, ...], Row]:
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(share=st.floats(0, 1), again=st.integers(0, 30))
 def test_a_file_cut_anywhere_is_completed_by_the_resumed_run(

@@ -6,7 +6,9 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
-from tyr.callbacks import CsvMetrics, HtmlReport, SparsityHeatmap, Summary
+import pytest
+
+from tyr.callbacks import CsvMetrics, HtmlReport, SparsityHeatmap, Summary, figure_style
 
 VOID = {"meta", "img", "br", "link", "hr", "input"}
 
@@ -40,7 +42,10 @@ def parse(text: str) -> Balanced:
     return parser
 
 
-def test_the_report_holds_table_figures_and_command(run: Any, play: Callable[..., None]) -> None:
+def test_the_report_holds_table_figures_and_command(
+    run: Any, play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figure_style, "FORMATS", ["svg"])  # what the page embeds
     play([CsvMetrics(), Summary(), SparsityHeatmap(), HtmlReport()], run.events())
     text = page(run)
     assert "tyr beats uniform pruning: its perplexity is 20 % lower" in text

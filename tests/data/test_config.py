@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.data.text import byte_bpe, numbered
-from tests.test_config import choices, composed
+from tests.test_config import choices, composed, with_choice
 from tyr.data import HubData, SplitSizes
 from tyr.run import build
 
@@ -20,7 +20,9 @@ def built(choice: str, path: Path, *overrides: str) -> object:
 
 @pytest.mark.parametrize("choice", choices("data"))
 def test_every_choice_builds_a_source_with_sizes(choice: str, tmp_path: Path) -> None:
-    source = built(choice, tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text(numbered(0, 900))
+    path = {"path": tmp_path / "a.txt"} if choice == "text" else {}
+    source = build({**with_choice("data", choice).data, **path}, "data")
     assert isinstance(getattr(source, "sizes", None), SplitSizes)
     assert getattr(source, "name", "")
 

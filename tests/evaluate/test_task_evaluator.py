@@ -18,6 +18,7 @@ from tyr.evaluate.task_evaluator import from_files
 from tyr.rundir import RunDirectory
 
 pytest.importorskip("lm_eval", reason="extra: eval")
+pytestmark = pytest.mark.usefixtures("templates")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +52,12 @@ def test_a_run_records_and_shows_tasks(
     words = [
         *("model=local", f"model.path={model_dir}", "debug=fast", "logger=csv", "iterations=0"),
         *("sparsity=0.5", "evaluator=lm_eval_local", f"evaluator.data_dir={folder}"),
-        *("evaluator.tasks=[blimp,arc_easy]", "evaluator.limit=8", f"run_dir={run_dir}"),
+        *(
+            "evaluator.tasks=[blimp,arc_easy]",
+            "evaluator.limit=8",
+            f"run_dir={run_dir}",
+            "~callbacks.heatmap",
+        ),
     ]
     outcome = run_cli(capsys, *words)
     assert outcome.status == 0, outcome.err

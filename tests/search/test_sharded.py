@@ -40,8 +40,18 @@ class Recording:
         return self._local.evaluate(candidates, sample)
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-@pytest.mark.parametrize("size", [2, 3])
+# Every objective and both sizes; the other pairs are slow tests.
+PAIRS = [("kd_logits", 3), ("kd_hidden", 2), ("perplexity", 2)]
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(name, size, marks=[pytest.mark.slow] * ((name, size) not in PAIRS))
+        for name in OBJECTIVES
+        for size in (2, 3)
+    ],
+)
 def test_shared_losses_are_those_of_one_process(
     name: str, size: int, decoder: Decoder, store: SupernetStore, grid: LevelGrid, text: Tensor
 ) -> None:
