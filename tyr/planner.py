@@ -228,7 +228,9 @@ class Planner:
         working += activation_bytes(shape, min(largest, search.batch_tokens), self.compute)
         sliced = shape.block_parameters * self.compute * max(levels)
         stored = shape.ffn * shape.hidden * self.storage * sum(levels)
-        held = Held(working + sliced + stored, (1 + observed) * states, walking=states)
+        kept = min(search.structure_cache_bytes, structure_bytes(shape, levels, self.storage))
+        working += sliced + stored + kept
+        held = Held(working, (1 + observed) * states, walking=states)
         return StagePlan("search", 1, search.generations * one + teacher, held=held)
 
     def _evaluation(self, pruning: StagePlan, device: torch.device) -> StagePlan:

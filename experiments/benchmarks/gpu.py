@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_report import STAGES, goals, markdown
+from gpu_report import STAGES, TUNING, goals, markdown
 from gpu_setting import GpuSetting, stage
 from gpu_stages import Workload
 from report import describe_run, write_results
@@ -180,6 +180,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--feature-bytes", type=float, help="most bytes of features kept from a sublayer's Hessian"
     )
+    parser.add_argument(
+        "--structure-cache-bytes",
+        type=float,
+        help="most bytes of structures kept on the device between search stages",
+    )
     parser.add_argument("--accelerator", default="auto", help="auto, cuda, xpu, mps or cpu")
     parser.add_argument("--toy", action="store_true", help="a tiny model, to see that it runs")
     parser.add_argument(
@@ -195,7 +200,7 @@ def settings(arguments: argparse.Namespace) -> tuple[GpuSetting, GpuSetting]:
     Of the features of a part as large a share is kept as of those of the whole.
     """
     whole = TOY if arguments.toy else LLAMA
-    tuned = {n: getattr(arguments, n) for n in ("batch_tokens", "feature_bytes")}
+    tuned = {n: getattr(arguments, n) for n in TUNING}
     whole = replace(whole, **{n: int(value) for n, value in tuned.items() if value is not None})
     taken = {n: getattr(arguments, n) for n in ("blocks", "calibration_tokens")}
     part = replace(whole, **{n: value for n, value in taken.items() if value is not None})

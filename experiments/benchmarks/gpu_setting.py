@@ -49,7 +49,7 @@ class GpuSetting:
     ffn_group: int = 16
     batch_tokens: int = 32768
     feature_bytes: int = 1 << 28
-    structure_cache_bytes: int = 0
+    structure_cache_bytes: int = 24_000_000_000
     seed: int = 0
 
     @property
@@ -87,6 +87,7 @@ class GpuSetting:
                 offspring=self.offspring,
                 stages=self.stages,
                 batch_tokens=self.batch_tokens,
+                structure_cache_bytes=self.structure_cache_bytes,
             ),
             finish=Repruned(),
             exporter=NoExport(),

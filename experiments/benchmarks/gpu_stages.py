@@ -24,6 +24,7 @@ from tyr.model.architecture import ARCHITECTURES
 from tyr.model.decoder import Decoder
 from tyr.prune.local import LocalPruner
 from tyr.search.evolution import SearchState
+from tyr.search.kept import KeptStructures
 from tyr.search.mutation import Levels
 from tyr.search.objective import KdLogits, dense_reference
 from tyr.search.population import PopulationEvaluator, PopulationLosses
@@ -159,9 +160,10 @@ class Workload:
                 dense_reference(self.decoder, text, batch_tokens=search.batch_tokens)
             )
         )
+        most = search.structure_cache_bytes
         evaluator = PopulationEvaluator(
             self.decoder,
-            self.store,
+            KeptStructures(self.store, self.device, most_bytes=most) if most else self.store,
             objective=search.objective,
             reference=references[0],
             batch_tokens=search.batch_tokens,
