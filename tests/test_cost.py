@@ -94,19 +94,45 @@ def test_distinct_nodes_are_those_the_evaluator_computes(tmp_path: Path) -> None
     assert distinct_share(population) == result.sublayer_evaluations / nodes
 
 
-def planner(target: Target, config: LlamaConfig, sizes: SplitSizes) -> Planner:
+def planner(
+    target: Target,
+    config: LlamaConfig,
+    sizes: SplitSizes,
+    search: EvolutionarySearch | None = None,
+) -> Planner:
     """The paper's settings (A.3)."""
     method = Method(
         iterations=4,
         seed=0,
         pruner=LocalPruner(Taylor(), target),
         supernet=SupernetSettings(ExpectationAccumulation()),
-        search=EvolutionarySearch(KdLogits()),
+        search=search or EvolutionarySearch(KdLogits()),
         finish=Repruned(),
         exporter=NoExport(),
     )
     dtype = torch.bfloat16
     return Planner(method, config, sizes, sparsity=0.5, storage=dtype, compute=dtype)
+
+
+def test_structures_kept_on_the_device_are_planned_for() -> None:
+    config = LlamaConfig()
+    sizes = SplitSizes(4096, 1 << 20, 131072, 286720)
+
+    def held(most: float) -> float:
+        search = EvolutionarySearch(KdLogits(), structure_cache_bytes=most)
+        stages = planner(SelfTarget(), config, sizes, search).plan().stages
+        return next(stage.memory for stage in stages if stage.name == "search")
+
+    supernet = structure_bytes(shape_of(config), [share / 8 for share in range(9)], 2)
+    assert held(1e9) == held(0) + 1e9
+    assert held(1e15) == held(0) + supernet  # no more than there is
+
+
+def test_an_accelerator_has_wider_strips_of_the_hessian_planned_for() -> None:
+    plan = planner(SelfTarget(), LlamaConfig(), SplitSizes(4096, 1 << 20, 131072, 286720))
+    stages = [plan.plan(device=torch.device(name)).stages for name in ("cpu", "cuda")]
+    on_cpu, elsewhere = (next(s.compute for s in part if s.name == "supernet") for part in stages)
+    assert on_cpu < elsewhere < 1.1 * on_cpu
 
 
 def test_the_plan_of_an_8b_model_has_the_known_magnitudes() -> None:

@@ -97,6 +97,32 @@ def test_backends_without_counters_are_said_not_to_know(monkeypatch: pytest.Monk
     assert devices.new_stream(device) is None
 
 
+def test_what_is_sent_arrives_though_nobody_waits(device: torch.device) -> None:
+    for kept in (random_matrix(64, 64), torch.arange(7)):
+        pinned = kept.pin_memory() if devices.pins_memory(device) else kept.clone()
+        for source in (kept.clone(), pinned):
+            there = devices.send(source, device)
+            del source
+            assert there.device.type == device.type
+            assert torch.equal(there.cpu(), kept)
+
+
+def test_the_widest_float_can_be_summed_in(device: torch.device) -> None:
+    wide = devices.widest_float(device)
+    assert torch.full((3,), 0.5, device=device).sum(dtype=wide).item() == 1.5
+    assert wide == torch.float64 or device.type != "cpu"
+
+
+def test_a_device_without_float64_is_found_by_asking(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*size: int, dtype: torch.dtype, **more: object) -> None:
+        raise TypeError(f"{dtype} is not on this device")
+
+    monkeypatch.setattr(torch, "zeros", refuse)
+    devices.widest_float.cache_clear()
+    assert devices.widest_float(torch.device("mps")) == torch.float32
+    devices.widest_float.cache_clear()
+
+
 def test_copies_have_a_queue_of_their_own_on_an_accelerator(device: torch.device) -> None:
     stream = devices.new_stream(device)
     if stream is None:

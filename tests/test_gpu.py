@@ -1,7 +1,8 @@
 """The method on an accelerator, against slow twins and float64; the same tests run on the CPU.
 
 `python -m pytest -m gpu` on a machine with one. What they cover: slicing, second moments, solves,
-the whole population against one candidate at a time, and a run from the command line.
+the whole population against one candidate at a time, copies that nobody waits for, and a run from
+the command line.
 """
 
 from __future__ import annotations
@@ -15,15 +16,23 @@ import torch
 
 from tests.accelerator import DEVICES, named_device
 from tests.cli import run_cli
+from tests.prune.problems import random_data
 from tests.references.masked_model import masked_model
 from tests.references.one_by_one import OneByOneEvaluator
 from tests.supernet.building import Build, small_pruner
 from tests.tiny import random_matrix, random_tokens, tiny_decoder
 from tests.tolerance import assert_close, relative_error
-from tyr.calibrate.statistics import Statistics, gram
+from tyr.calibrate.statistics import Statistics, collect, gram, strip_width
+from tyr.devices import send, widens_products
 from tyr.linalg import cholesky
+from tyr.losses import kl_divergences, position_chunks
 from tyr.model.decoder import Decoder, PrunedDecoder
+from tyr.model.states import StatePool
 from tyr.model.sublayer import Structure
+from tyr.prune.criterion import Taylor
+from tyr.prune.progressive import prune_progressively
+from tyr.prune.target import SelfTarget
+from tyr.search.kept import KeptStructures
 from tyr.search.mutation import mutate
 from tyr.search.objective import KdLogits, dense_reference
 from tyr.search.population import PopulationEvaluator
@@ -81,6 +90,89 @@ def test_second_moments_of_half_precision_are_summed_in_float32(
     assert_close(product.cpu(), expected, tolerance=1e-5, reason=REASON)
 
 
+@pytest.mark.gpu
+def test_a_hessian_of_several_wide_strips_is_summed_over_batches() -> None:
+    device = named_device("accelerator")
+    width = 2 * strip_width(device.type) + 70
+    batches = [random_matrix(1, 300, width, seed=seed).bfloat16().to(device) for seed in (0, 1)]
+    hessian = collect(((batch[..., :4], batch) for batch in batches), None).hessian
+    expected = sum(batch[0].double().mT @ batch[0].double() for batch in batches)
+    assert hessian.dtype == torch.float32
+    assert torch.equal(hessian, hessian.mT)
+    assert_close(hessian.cpu(), expected.cpu(), tolerance=1e-5, reason=REASON)
+
+
+@pytest.mark.gpu
+def test_a_kl_of_many_positions_and_words_in_bfloat16_is_that_of_float64() -> None:
+    device = named_device("accelerator")
+    head, teacher, student = (
+        random_matrix(*shape, seed=seed).bfloat16().to(device)
+        for seed, shape in enumerate([(50000, 32), (2, 3000, 32), (2, 3000, 32)])
+    )
+    chunks = position_chunks(6000, len(head), device)
+    assert len(list(chunks)) > 2
+    log_p, log_q = (
+        torch.log_softmax(hidden.double().flatten(0, 1) @ head.double().mT, dim=-1)
+        for hidden in (teacher, student)
+    )
+    expected = float((log_p.exp() * (log_p - log_q)).sum(dim=-1).mean())
+    kl = kl_divergences(teacher, [student], head)[0]
+    tolerance = 1e-4 if widens_products(device, head.dtype) else 1e-2
+    assert kl == pytest.approx(expected, rel=tolerance)
+
+
+@pytest.mark.gpu
+def test_states_are_read_before_their_memory_is_written_again(tmp_path: Path) -> None:
+    device = named_device("accelerator")
+    shape = (256, 1024)
+    size = 4 * 256 * 1024
+    pool = StatePool(device, device_bytes=size, host_bytes=2 * size, folder=tmp_path)
+    states = pool.batches([1] * 4, shape, torch.float32)
+    assert states.tiers == ("device", "host", "host", "file")
+    for index in range(4):
+        states[index] = torch.full((1, *shape), float(index), device=device)
+    busy = torch.randn(4096, 4096, device=device)
+    for _ in range(20):
+        for index in range(4):
+            for _ in range(3):
+                busy = busy @ busy / 4096  # copies queue up behind products
+            states[index] = states[index] + 1
+    assert [float(batch.mean()) for batch in states] == [20.0, 21.0, 22.0, 23.0]
+
+
+@pytest.mark.gpu
+def test_what_is_sent_may_be_released_at_once() -> None:
+    device = named_device("accelerator")
+    busy, there = torch.randn(4096, 4096, device=device), []
+    for number in range(50):
+        busy = busy @ busy / 4096
+        for source in (torch.full((1 << 20,), float(number)), torch.arange(100) + number):
+            there.append(send(source.pin_memory() if number % 2 else source, device))
+            del source
+    assert [float(t[0]) for t in there[::2]] == [float(n) for n in range(50)]
+    assert all(float(t.min()) == float(t.max()) for t in there[::2])
+    assert [int(t[0]) for t in there[1::2]] == list(range(50))
+
+
+@pytest.mark.gpu
+def test_a_wide_ffn_is_pruned_nearly_as_on_the_cpu() -> None:
+    device, data = named_device("accelerator"), random_data(512, 1, outputs=64, tokens=1500)
+    rng, counts = torch.Generator(), [128, 256, 509, 512]
+    narrow = Statistics(data.statistics.hessian.float().to(device), None, None, 1500)
+    weight = data.weight.float().to(device)
+    target = SelfTarget()
+    there = target.problem(narrow, weight, damping=0.01, unit_size=1, name="s")
+    found = prune_progressively(there, counts, criterion=Taylor(), group_size=16, rng=rng)
+    exact = prune_progressively(
+        data.self_problem(), counts, criterion=Taylor(), group_size=16, rng=rng
+    )
+    for removed in counts:
+        kept = set(found[removed].kept.tolist())
+        assert len(kept) == 512 - removed
+        assert len(kept ^ set(exact[removed].kept.tolist())) <= 4  # near ties in float32
+        assert found[removed].error == pytest.approx(exact[removed].error, rel=1e-2, abs=1e-5)
+
+
 def test_a_float32_matrix_that_only_float64_can_factor_is_factored_there(
     device: torch.device,
 ) -> None:
@@ -135,6 +227,17 @@ def test_a_population_has_the_losses_of_its_members_one_by_one(
     sample = Sample(torch.tensor([0, 2, 3]), 12)
     together = evaluator.evaluate(candidates, sample)
     alone = OneByOneEvaluator(decoder, store, text.to(device)).evaluate(candidates, sample)
+    kept = KeptStructures(store, device, most_bytes=10_000)
+    again = PopulationEvaluator(
+        decoder,
+        kept,
+        objective=KdLogits(),
+        reference=dense_reference(decoder, text),
+        batch_tokens=32,
+    )
+    for _ in range(2):
+        assert again.evaluate(candidates, sample).losses == together.losses
+    assert 0 < kept.bytes_kept <= 10_000
     assert relative_error(together.losses, alone.losses) < 1e-4  # float32 sums over the vocabulary
     assert together.sublayer_evaluations == alone.sublayer_evaluations
 

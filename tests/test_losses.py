@@ -48,6 +48,30 @@ def test_a_small_kl_is_still_accurate(noise: float) -> None:
     assert abs(actual - expected) < 1e-7
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_chunks_cover_every_position_once(device: str) -> None:
+    for positions, vocabulary in ((5, 64), (131072, 128256), (3000, 1 << 28)):
+        chunks = list(position_chunks(positions, vocabulary, torch.device(device)))
+        assert [i for c in chunks for i in range(*c.indices(positions))] == list(range(positions))
+
+
+def test_an_accelerator_gets_whole_tiles_of_positions() -> None:
+    first = next(position_chunks(131072, 128256, torch.device("cuda")))
+    assert first == slice(0, 1024)
+
+
+def test_logits_are_not_rounded_where_a_device_can_return_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    teacher, student = (states(seed=seed).bfloat16() for seed in (0, 1))
+    rounded = kl_divergences(teacher, [student], HEAD.bfloat16())[0]
+    monkeypatch.setattr(losses, "widens_products", lambda device, dtype: True)
+    kl = kl_divergences(teacher, [student], HEAD.bfloat16())[0]
+    expected = full_softmax_kl(teacher, student, HEAD.bfloat16())
+    assert_close(kl, expected, tolerance=FLOAT32, reason="float32 logits")
+    assert abs(rounded - expected) > abs(kl - expected)
+
+
 def test_kl_of_the_teacher_itself_is_nothing() -> None:
     teacher = states(16, 16)
     assert abs(kl_divergences(teacher, [teacher.clone()], HEAD)[0]) < 1e-7

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.data.text import numbered
 from tests.full_disk import largest_file
 from tests.tiny import HEAD_SIZE, save_random_model
-from tyr import events
+from tyr import events, pipeline
 from tyr.callbacks.tracking import CsvMetrics
 from tyr.data import TextFileData
 from tyr.errors import ResumeError, StoreError
@@ -29,6 +29,7 @@ from tyr.prune.target import CorrectedTarget, SelfTarget
 from tyr.search.archive import KeepAll
 from tyr.search.economy import Economy
 from tyr.search.evolution import EvolutionarySearch
+from tyr.search.kept import KeptStructures
 from tyr.search.objective import KdLogits
 from tyr.search.racing import SequentialRacing
 from tyr.search.samples import NestedSamples
@@ -300,3 +301,20 @@ def test_the_same_seed_gives_the_same_model(run: Runner, tmp_path: Path) -> None
     first, second = run(tmp_path / "a"), run(tmp_path / "b")
     assert first == second
     assert tensors_sha(tmp_path / "a") == tensors_sha(tmp_path / "b")
+
+
+def test_structures_kept_on_the_device_change_nothing(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = EvolutionarySearch(
+        KdLogits(), generations=2, offspring=4, stages=[[32, 2], [64, 1]], structure_cache_bytes=1e6
+    )
+    made = []
+    monkeypatch.setattr(
+        pipeline, "KeptStructures", lambda *a, **k: made.append(KeptStructures(*a, **k)) or made[-1]
+    )
+    first = run(tmp_path / "a", make_method(iterations=1))
+    second = run(tmp_path / "b", make_method(iterations=1, search=search))
+    assert first == second
+    assert tensors_sha(tmp_path / "a") == tensors_sha(tmp_path / "b")
+    assert [0 < kept.bytes_kept <= 1e6 for kept in made] == [True]

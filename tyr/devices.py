@@ -62,6 +62,27 @@ def pins_memory(device: torch.device) -> bool:
     return device.type not in ("cpu", "mps", "meta")
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device; the program does not wait for an accelerator to receive it.
+
+    Work that is asked of the device afterwards sees the values. The source may be released at once:
+    page-locked memory is held back by torch until the copy is done, other memory is read before
+    this returns. Its values must not be changed meanwhile.
+    """
+    return tensor.to(device, non_blocking=pins_memory(device))
+
+
+@functools.cache
+def widest_float(device: torch.device) -> torch.dtype:
+    """float64 where the device has it (Apple's and some of Intel's do not), else float32."""
+    try:
+        torch.zeros(1, device=device, dtype=torch.float64)
+    except (RuntimeError, TypeError) as error:
+        logger.info("%s: sums in float32 (%s)", device, str(error).split("\n")[0])
+        return torch.float32
+    return torch.float64
+
+
 def new_stream(device: torch.device) -> Any:
     """A queue for copies beside the products, or None where the device has but one."""
     make = None if device.type == "cpu" else getattr(_backend(device), "Stream", None)

@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from tyr.devices import widest_float
 from tyr.errors import NumericsError
 
 
@@ -53,13 +54,14 @@ def cholesky(matrix: Tensor, *, name: str) -> Tensor:
         NumericsError: the matrix is not positive definite even so.
     """
     factor, info = torch.linalg.cholesky_ex(matrix)
-    if info.item() != 0 and matrix.dtype == torch.float32:
-        wide, info = torch.linalg.cholesky_ex(matrix.double())
-        factor = wide.to(matrix.dtype)
-    if info.item() != 0:
+    minor, wider = int(info.item()), widest_float(matrix.device)
+    if minor != 0 and matrix.dtype != wider:
+        wide, info = torch.linalg.cholesky_ex(matrix.to(wider))
+        factor, minor = wide.to(matrix.dtype), int(info.item())
+    if minor != 0:
         raise NumericsError(
             f"{name}: the calibration Hessian is not positive definite (leading minor "
-            f"{int(info.item())} of {len(matrix)}); raise pruner.damping (try 0.01, or ten "
+            f"{minor} of {len(matrix)}); raise pruner.damping (try 0.01, or ten "
             f"times its present value) or calibrate on more tokens"
         )
     return cast(Tensor, factor)

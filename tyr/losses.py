@@ -14,11 +14,17 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from tyr.devices import wide_mm, widens_products, widest_float
+
+TILE = 128  # rows of a product that accelerators compute together
+
 
 def position_chunks(num_positions: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
     """Slices of positions whose logits fit the cache of a CPU or a small part of a GPU."""
     elements = 1 << 21 if device.type == "cpu" else 1 << 27
     width = max(1, elements // vocabulary)
+    if device.type != "cpu" and width > TILE:
+        width -= width % TILE
     return (slice(start, start + width) for start in range(0, num_positions, width))
 
 
@@ -35,15 +41,17 @@ def kl_divergences(teacher: Tensor, students: Sequence[Tensor], head: Tensor) ->
     """
     dense = teacher.flatten(0, 1)
     sparse = [student.flatten(0, 1) for student in students]
-    totals = torch.zeros(len(students), dtype=torch.float64, device=head.device)
+    wide = widest_float(head.device)
+    totals = torch.zeros(len(students), dtype=wide, device=head.device)
     for chunk in position_chunks(len(dense), len(head), head.device):
         log_p = torch.log_softmax(_logits(dense[chunk], head), dim=-1)  # (P, V)
         p = log_p.exp()
-        negentropy = torch.linalg.vecdot(p, log_p).double().sum()
+        negentropy = torch.linalg.vecdot(p, log_p).sum(dtype=wide)
+        del log_p  # half a gigabyte on an accelerator
         for index, student in enumerate(sparse):
             log_q = torch.log_softmax(_logits(student[chunk], head), dim=-1)
-            totals[index] += negentropy - torch.linalg.vecdot(p, log_q).double().sum()
-    return [float(total) / len(dense) for total in totals]
+            totals[index] += negentropy - torch.linalg.vecdot(p, log_q).sum(dtype=wide)
+    return [total / len(dense) for total in totals.tolist()]
 
 
 def next_token_losses(tokens: Tensor, students: Sequence[Tensor], head: Tensor) -> list[float]:
@@ -55,18 +63,22 @@ def next_token_losses(tokens: Tensor, students: Sequence[Tensor], head: Tensor) 
         head: (V, C).
     """
     labels = tokens[:, 1:].flatten()
+    wide = widest_float(head.device)
     losses = []
     for student in students:
         hidden = student[:, :-1].flatten(0, 1)
-        total = torch.zeros((), dtype=torch.float64, device=head.device)
+        total = torch.zeros((), dtype=wide, device=head.device)
         for chunk in position_chunks(len(labels), len(head), head.device):
             logits = _logits(hidden[chunk], head)
             chosen = logits.gather(1, labels[chunk, None])[:, 0]
-            total += (logits.logsumexp(dim=-1) - chosen).double().sum()
+            total += (logits.logsumexp(dim=-1) - chosen).sum(dtype=wide)
         losses.append(float(total) / len(labels))
     return losses
 
 
 def _logits(states: Tensor, head: Tensor) -> Tensor:
-    """(P, C), (V, C) -> (P, V), float32."""
-    return (states.to(head.dtype) @ head.mT).float()
+    """(P, C), (V, C) -> (P, V), float32; not rounded to the head's precision where avoidable."""
+    states = states.to(head.dtype)
+    if widens_products(head.device, head.dtype):
+        return wide_mm(states, head.mT)
+    return (states @ head.mT).float()

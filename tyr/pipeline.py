@@ -21,6 +21,7 @@ from tyr.model.decoder import Decoder
 from tyr.model.source import ModelSource, parse_dtype
 from tyr.prune.local import LocalPruner
 from tyr.search.evolution import EvolutionarySearch, SearchState
+from tyr.search.kept import KeptStructures, StructureSource
 from tyr.search.ledger import Evaluator
 from tyr.search.population import PopulationEvaluator
 from tyr.search.sharded import ShardedEvaluator
@@ -190,7 +191,7 @@ class Pipeline:
         session, search = self.session, self.method.search
         local = PopulationEvaluator(
             session.decoder,
-            supernet.store,
+            self._structures(supernet),
             objective=search.objective,
             reference=session.reference(search.objective, search.batch_tokens),
             batch_tokens=search.batch_tokens,
@@ -202,6 +203,12 @@ class Pipeline:
             return local
         averages = search.objective.averages_sequences
         return ShardedEvaluator(local, session.processes, by_sequence=averages)
+
+    def _structures(self, supernet: BuiltSupernet) -> StructureSource:
+        """What the search reads structures from."""
+        most = self.method.search.structure_cache_bytes
+        device = self.session.decoder.device
+        return KeptStructures(supernet.store, device, most_bytes=most) if most else supernet.store
 
     def assemble(
         self, finish: Finish, allocation: Allocation, supernet: BuiltSupernet | None

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 import torch
 from transformers import PretrainedConfig
 
-from tyr.calibrate.statistics import STRIP
+from tyr.calibrate.statistics import strip_width
 from tyr.ceilings import Ceilings
 from tyr.cost import Shape, greedy_flops, hessian_flops, structure_bytes
 from tyr.data import SplitSizes
@@ -148,11 +148,11 @@ class Planner:
             device: computing device.
         """
         levels = self._levels()
-        finish = self._pruning("finish", [self.kept])
+        finish = self._pruning("finish", [self.kept], device)
         iterations = self.method.iterations
         stages = [self._dense(device)]
         if iterations:
-            stages += [replace(self._pruning("supernet", levels), times=iterations)]
+            stages += [replace(self._pruning("supernet", levels, device), times=iterations)]
             stages += [replace(self._search(levels, device), times=iterations)]
         stages += [finish, self._evaluation(finish, device)]
         weights = self._weights()
@@ -182,7 +182,7 @@ class Planner:
         held = held_to_measure(self.shape, tokens, self.compute, device_type=device.type)
         return StagePlan("dense", 1, flops, held=held)
 
-    def _pruning(self, name: str, levels: Sequence[float]) -> StagePlan:
+    def _pruning(self, name: str, levels: Sequence[float], device: torch.device) -> StagePlan:
         """One walk of the calibration stream with a greedy pass at every sublayer."""
         tokens, length = self.sizes.calibration_tokens, self.sizes.sequence_length
         settings, target = self.method.supernet, self.method.pruner.target
@@ -193,7 +193,8 @@ class Planner:
             features = self.shape.feature_flops(kind, tokens, length)
             again = max(0.0, 1 - settings.feature_bytes / (tokens * width * self.compute))
             moved = features * (1 + again) + self.shape.output_flops(kind, tokens)
-            compute += self.shape.blocks * (streams * moved + hessian_flops(width, tokens, STRIP))
+            hessian = hessian_flops(width, tokens, strip_width(device.type))
+            compute += self.shape.blocks * (streams * moved + hessian)
             if streams == 2:
                 compute += self.shape.blocks * 2.0 * tokens * width * (width + self.shape.hidden)
             solve += self.shape.blocks * greedy_flops(width, self.shape.hidden, levels)
@@ -227,7 +228,9 @@ class Planner:
         working += activation_bytes(shape, min(largest, search.batch_tokens), self.compute)
         sliced = shape.block_parameters * self.compute * max(levels)
         stored = shape.ffn * shape.hidden * self.storage * sum(levels)
-        held = Held(working + sliced + stored, (1 + observed) * states, walking=states)
+        kept = min(search.structure_cache_bytes, structure_bytes(shape, levels, self.storage))
+        working += sliced + stored + kept
+        held = Held(working, (1 + observed) * states, walking=states)
         return StagePlan("search", 1, search.generations * one + teacher, held=held)
 
     def _evaluation(self, pruning: StagePlan, device: torch.device) -> StagePlan:

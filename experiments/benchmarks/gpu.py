@@ -1,29 +1,40 @@
 """One accelerator, a model of Llama-3.1-8B's shapes: planned against measured.
 
-    python experiments/benchmarks/gpu.py                                       (20 GB of disk)
+    python experiments/benchmarks/gpu.py                                       (22 GB of disk)
     python experiments/benchmarks/gpu.py --blocks 4 --calibration-tokens 262144     (minutes)
     python experiments/benchmarks/gpu.py --toy                    (any machine, seconds)
+
+Where a command may only take minutes, one stage at a time; a supernet in `--folder` stays there, so
+that the second command finds what the first one built:
+
+    python experiments/benchmarks/gpu.py --stage supernet --folder FOLDER
+    python experiments/benchmarks/gpu.py --stage generation --folder FOLDER
 
 Measures the device's ceilings, one supernet iteration and one generation of 128, 16 and 4
 candidates and the parent, and compares them with `tyr.plan`'s counts. Fewer blocks or calibration
 tokens than the whole are scaled up as `extrapolate` says, and the report says so. Writes
-results/gpu.json and .md.
+results/gpu.json and .md, which keep the stage that was not measured anew.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu_report import STAGES, TUNING, goals, markdown
 from gpu_setting import GpuSetting, stage
 from gpu_stages import Workload
-from report import Goal, describe_run, table, verdicts, write_results
+from report import describe_run, write_results
 
 from tyr.ceilings import Ceilings, measure_ceilings
 from tyr.launch import describe_environment, plain_libraries
@@ -48,11 +59,6 @@ TOY = GpuSetting(
     batch_tokens=512,
 )
 LEAST_TOKENS = 262144  # the rates of fewer say little about the whole
-
-GOALS = (
-    Goal("one generation, s", ("generation", "seconds"), at_most=25.0),
-    Goal("one supernet iteration, s", ("supernet", "seconds"), at_most=480.0),
-)
 
 
 def extrapolate(built: dict[str, Any], part: GpuSetting, whole: GpuSetting) -> float:
@@ -84,33 +90,51 @@ def extrapolate_generation(
     return total
 
 
-def measure(part: GpuSetting, whole: GpuSetting, device: torch.device, folder: Path) -> Any:
-    """Ceilings, both stages, and what they mean for the whole."""
+def measure(
+    part: GpuSetting,
+    whole: GpuSetting,
+    device: torch.device,
+    folder: Path,
+    *,
+    stages: Sequence[str] = STAGES,
+) -> dict[str, Any]:
+    """Ceilings, the stages asked for, and what they mean for the whole."""
     ceilings = measure_ceilings(device, getattr(torch, part.dtype))
     say(f"products {amount(ceilings.compute, 'FLOP/s')}, solves {amount(ceilings.solve, 'FLOP/s')}")
     started = time.perf_counter()
     workload = Workload(part, device, folder)
     say(f"weights drawn in {time.perf_counter() - started:.1f} s")
-    built = workload.build()
+    if "supernet" in stages:
+        shutil.rmtree(folder, ignore_errors=True)  # what is there already would not be timed
+    built = workload.build(say)
     say(f"supernet: {built['seconds']:.1f} s, {built['solve_seconds']:.1f} s of it solving")
-    searched = workload.search(generations=2)
-    for calls in searched["generations"]:
-        seconds = [f"{call['seconds']:.2f} s" for call in calls]
-        say(f"generation: {', '.join(seconds)}")
-    return {
+    figures = {}
+    if "supernet" in stages:
+        figures["supernet"] = supernet_figures(built, part, whole, ceilings, device)
+    if "generation" in stages:
+        searched = workload.search(generations=2)
+        for calls in searched["generations"]:
+            seconds = [f"{call['seconds']:.2f} s" for call in calls]
+            say(f"generation: {', '.join(seconds)}")
+        figures["generation"] = generation_figures(searched, part, whole, ceilings)
+    common = {
+        "setting": asdict(part),
         "ceilings": asdict(ceilings),
-        "supernet": supernet_figures(built, part, whole, ceilings),
-        "generation": generation_figures(searched, part, whole, ceilings),
         "host_peak_bytes": peak_rss_bytes(),
     }
+    return {name: {**figures[name], **common} for name in figures}
 
 
 def supernet_figures(
-    built: dict[str, Any], part: GpuSetting, whole: GpuSetting, ceilings: Ceilings
+    built: dict[str, Any],
+    part: GpuSetting,
+    whole: GpuSetting,
+    ceilings: Ceilings,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Measured, planned, and scaled to the whole."""
-    plan, planner = stage(part.planner(), "supernet"), whole.planner()
-    full = stage(planner, "supernet")
+    plan, planner = stage(part.planner(), "supernet", device), whole.planner()
+    full = stage(planner, "supernet", device)
     weights = planner.shape.parameters * getattr(torch, whole.dtype).itemsize
     stream = built["seconds"] - built["solve_seconds"] - built["disk_wait_seconds"]
     return {
@@ -141,56 +165,6 @@ def generation_figures(
     }
 
 
-def markdown(figures: dict[str, Any], part: GpuSetting, whole: GpuSetting) -> list[str]:
-    """The report after its verdicts."""
-    lines = [""]
-    if part != whole:
-        lines += [
-            f"**Extrapolated**: measured on {part.blocks} of {whole.blocks} blocks and "
-            f"{part.calibration_tokens} of {whole.calibration_tokens} calibration tokens.",
-            "",
-        ]
-    ceilings = figures["ceilings"]
-    lines += [
-        f"Ceilings: products {amount(ceilings['compute'], 'FLOP/s')}, solves "
-        f"{amount(ceilings['solve'], 'FLOP/s')}, copies {amount(ceilings['bandwidth'], 'B/s')}.",
-        "",
-    ]
-    rows = []
-    for name in ("supernet", "generation"):
-        part_figures = figures[name]
-        peak = part_figures["measured"]["peak_device_bytes"]
-        rows.append(
-            [
-                name,
-                f"{part_figures['planned_seconds']:.3g}",
-                f"{part_figures['seconds']:.3g}",
-                f"{part_figures['measured_planned_seconds']:.3g}",
-                f"{part_figures['share_of_gemm_rate']:.1%}",
-                "not counted" if peak is None else amount(peak, "B"),
-            ]
-        )
-    header = ["stage", "planned, s", "whole, s", "planned as measured, s", "of GEMM rate", "peak"]
-    lines += [*table(header, rows), ""]
-    supernet = figures["supernet"]
-    lines += [
-        f"Supernet: {supernet['measured']['seconds']:.3g} s measured, of them "
-        f"{supernet['measured']['solve_seconds']:.3g} s solving at "
-        f"{supernet['share_of_solve_rate']:.1%} of the rate of solves, "
-        f"{supernet['share_of_time_waiting_for_disk']:.1%} waiting for the disk; "
-        f"{amount(supernet['measured']['bytes'], 'B')} written. Device memory planned for the "
-        f"whole: {amount(supernet['planned_device_bytes'], 'B')}; host peak "
-        f"{amount(figures['host_peak_bytes'], 'B')}.",
-        "",
-        "Stages of the last generation, as measured:",
-        "",
-    ]
-    calls = figures["generation"]["measured"]["generations"][-1]
-    header = list(calls[0])
-    rows = [[f"{call[key]:.4g}" for key in header] for call in calls]
-    return [*lines, *table([key.replace("_", " ") for key in header], rows)]
-
-
 def say(text: str) -> None:
     """Progress for whoever waits."""
     print(text, flush=True)
@@ -199,14 +173,58 @@ def say(text: str) -> None:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--stage", choices=("all", *STAGES), default="all", help="what to measure")
     parser.add_argument("--blocks", type=int, help="measure so many blocks (default: all)")
     parser.add_argument("--calibration-tokens", type=int, help="measure on so many (default: all)")
     parser.add_argument("--batch-tokens", type=int, help="positions in one forward call")
+    parser.add_argument(
+        "--feature-bytes", type=float, help="most bytes of features kept from a sublayer's Hessian"
+    )
+    parser.add_argument(
+        "--structure-cache-bytes",
+        type=float,
+        help="most bytes of structures kept on the device between search stages",
+    )
     parser.add_argument("--accelerator", default="auto", help="auto, cuda, xpu, mps or cpu")
     parser.add_argument("--toy", action="store_true", help="a tiny model, to see that it runs")
-    parser.add_argument("--folder", type=Path, help="where the supernet goes (default: temporary)")
+    parser.add_argument(
+        "--folder", type=Path, help="where the supernet goes and stays (default: temporary)"
+    )
     parser.add_argument("--output", type=Path, default=HERE / "results")
     return parser.parse_args()
+
+
+def settings(arguments: argparse.Namespace) -> tuple[GpuSetting, GpuSetting]:
+    """The part to measure and the whole that it stands for.
+
+    Of the features of a part as large a share is kept as of those of the whole.
+    """
+    whole = TOY if arguments.toy else LLAMA
+    tuned = {n: getattr(arguments, n) for n in TUNING}
+    whole = replace(whole, **{n: int(value) for n, value in tuned.items() if value is not None})
+    taken = {n: getattr(arguments, n) for n in ("blocks", "calibration_tokens")}
+    part = replace(whole, **{n: value for n, value in taken.items() if value is not None})
+    share = part.calibration_tokens / whole.calibration_tokens
+    return replace(part, feature_bytes=int(share * whole.feature_bytes)), whole
+
+
+def refuse(arguments: argparse.Namespace, part: GpuSetting, device: torch.device) -> None:
+    """Stop where the figures would say nothing."""
+    if not arguments.toy and device.type == "cpu":
+        sys.exit("no accelerator was found: this takes one, or --toy to see that the script runs")
+    if not arguments.toy and part.calibration_tokens < LEAST_TOKENS:
+        sys.exit(f"--calibration-tokens must be at least {LEAST_TOKENS} to extrapolate from")
+    if part.blocks < 2:
+        sys.exit("--blocks must be at least 2: between fewer there is nothing to search")
+
+
+def earlier_figures(path: Path, processor: str) -> dict[str, Any]:
+    """Stages that an earlier command measured on the same accelerator."""
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    same = content["environment"]["processor"] == processor
+    return dict(content["figures"]) if same else {}
 
 
 def main() -> None:
@@ -214,39 +232,36 @@ def main() -> None:
     arguments = parse()
     plain_libraries()
     device = choose_device(arguments.accelerator)
-    whole = TOY if arguments.toy else LLAMA
-    names = ("blocks", "calibration_tokens", "batch_tokens")
-    chosen = {n: getattr(arguments, n) for n in names if getattr(arguments, n) is not None}
-    part = replace(whole, **chosen)
-    whole = replace(whole, batch_tokens=part.batch_tokens)
-    if not arguments.toy and device.type == "cpu":
-        sys.exit("no accelerator was found: this takes one, or --toy to see that the script runs")
-    if not arguments.toy and part.calibration_tokens < LEAST_TOKENS:
-        sys.exit(f"--calibration-tokens must be at least {LEAST_TOKENS} to extrapolate from")
-    if part.blocks < 2:
-        sys.exit("--blocks must be at least 2: between fewer there is nothing to search")
+    part, whole = settings(arguments)
+    refuse(arguments, part, device)
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="tyr-gpu-", dir=arguments.folder) as name:
-        figures = measure(part, whole, device, Path(name) / "supernet")
+    stages = STAGES if arguments.stage == "all" else (arguments.stage,)
+    chosen = arguments.folder
+    place = (
+        tempfile.TemporaryDirectory(prefix="tyr-gpu-") if chosen is None else nullcontext(chosen)
+    )
+    with place as name:
+        measured = measure(part, whole, device, Path(name) / "supernet", stages=stages)
     run = describe_run(torch.get_num_threads(), part.seed)
-    machine = describe_environment(device, part.seed)
     if device.type != "cpu":
-        run["environment"]["processor"] = machine["processor"]
+        run["environment"]["processor"] = describe_environment(device, part.seed)["processor"]
+    path = arguments.output / ("gpu-toy" if arguments.toy else "gpu")
+    earlier = earlier_figures(path.with_suffix(".json"), run["environment"]["processor"])
+    figures = {**earlier, **measured}
     content = {
         **run,
-        "setting": asdict(part),
+        "setting": asdict(whole),
         "figures": figures,
         "seconds": time.perf_counter() - started,
     }
-    rows = [] if arguments.toy else verdicts(figures, GOALS)  # they say nothing of a toy
-    name = "gpu-toy" if arguments.toy else "gpu"
+    rows = [] if arguments.toy else goals(figures)  # they say nothing of a toy
     write_results(
-        arguments.output / name,
+        path,
         content,
         title="One accelerator, Llama-3.1-8B's shapes" + (" (toy size)" if arguments.toy else ""),
-        sections=[*rows, *markdown(figures, part, whole)],
+        sections=[*rows, *markdown(figures, whole)],
     )
-    print("\n".join(rows))
+    say("\n".join([*rows, *markdown(figures, whole)]))
 
 
 if __name__ == "__main__":

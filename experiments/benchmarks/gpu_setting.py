@@ -28,6 +28,10 @@ class GpuSetting:
     Args:
         stages: pairs of tokens and survivors.
         ffn_group: neurons removed per step.
+        batch_tokens: positions in one forward call; more than on a CPU, for fewer launches.
+        feature_bytes: most bytes of features kept from a sublayer's Hessian until the stream moves
+            on, which saves computing them again.
+        structure_cache_bytes: most bytes of structures that the search keeps on the device.
     """
 
     blocks: int = 32
@@ -43,7 +47,9 @@ class GpuSetting:
     offspring: int = 128
     stages: tuple[tuple[int, int], ...] = ((2048, 16), (16384, 4), (131072, 1))
     ffn_group: int = 16
-    batch_tokens: int = 8192
+    batch_tokens: int = 32768
+    feature_bytes: int = 1 << 28
+    structure_cache_bytes: int = 24_000_000_000
     seed: int = 0
 
     @property
@@ -70,13 +76,18 @@ class GpuSetting:
             iterations=1,
             seed=self.seed,
             pruner=LocalPruner(Taylor(), SelfTarget(), ffn_group=self.ffn_group),
-            supernet=SupernetSettings(ExpectationAccumulation(), batch_tokens=self.batch_tokens),
+            supernet=SupernetSettings(
+                ExpectationAccumulation(),
+                batch_tokens=self.batch_tokens,
+                feature_bytes=self.feature_bytes,
+            ),
             search=EvolutionarySearch(
                 KdLogits(),
                 generations=1,
                 offspring=self.offspring,
                 stages=self.stages,
                 batch_tokens=self.batch_tokens,
+                structure_cache_bytes=self.structure_cache_bytes,
             ),
             finish=Repruned(),
             exporter=NoExport(),
@@ -104,9 +115,9 @@ class GpuSetting:
         """One generation without the teacher's forward pass, which every generation shares."""
         planner = self.planner()
         teacher = planner.shape.forward_flops(self.search_tokens, self.sequence_length)
-        return stage(planner, "search").compute - teacher
+        return stage(planner, "search", torch.device("cpu")).compute - teacher
 
 
-def stage(planner: Planner, name: str) -> StagePlan:
-    """A stage of a plan."""
-    return next(stage for stage in planner.plan().stages if stage.name == name)
+def stage(planner: Planner, name: str, device: torch.device) -> StagePlan:
+    """A stage of a plan, as a device would compute it."""
+    return next(stage for stage in planner.plan(device=device).stages if stage.name == name)

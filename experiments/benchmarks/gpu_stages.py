@@ -19,10 +19,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tyr.devices import peak_bytes, reset_peak, synchronize
+from tyr.events import SublayerPruned
 from tyr.model.architecture import ARCHITECTURES
 from tyr.model.decoder import Decoder
 from tyr.prune.local import LocalPruner
 from tyr.search.evolution import SearchState
+from tyr.search.kept import KeptStructures
 from tyr.search.mutation import Levels
 from tyr.search.objective import KdLogits, dense_reference
 from tyr.search.population import PopulationEvaluator, PopulationLosses
@@ -33,6 +35,7 @@ from tyr.supernet.store import SupernetStore
 from tyr.supernet.write_behind import WriteBehind
 
 LABEL = "benchmark"
+EVERY = 8  # sublayers between two signs of life
 
 
 class Clock:
@@ -111,8 +114,8 @@ class Workload:
             self.setting.vocabulary, (count // length, length), generator=generator
         )
 
-    def build(self) -> dict[str, Any]:
-        """Build the supernet once."""
+    def build(self, say: Callable[[str], None]) -> dict[str, Any]:
+        """Build the supernet, or what is missing of it, telling how far it is."""
         builder = SupernetBuilder(
             self.decoder,
             self.tokens(self.setting.calibration_tokens, seed=1),
@@ -124,11 +127,19 @@ class Workload:
         self.store = builder.open_store(
             self.folder, self.grid, label=LABEL, accumulation=accumulation
         )
+        started = time.perf_counter()
+
+        def report(event: SublayerPruned) -> None:
+            if event.sublayer.index % EVERY == 0:
+                say(f"{event.sublayer.name} at {time.perf_counter() - started:.1f} s")
+
         parts = {"solve": (LocalPruner, "prune"), "disk": (WriteBehind, "_settle")}
         reset_peak(self.device)
         with Clock(self.device, parts) as clock:
             seconds = self._timed(
-                lambda: builder.build(self.store, self.grid, accumulation=accumulation, label=LABEL)
+                lambda: builder.build(
+                    self.store, self.grid, accumulation=accumulation, label=LABEL, report=report
+                )
             )
         return {
             "seconds": seconds,
@@ -149,9 +160,10 @@ class Workload:
                 dense_reference(self.decoder, text, batch_tokens=search.batch_tokens)
             )
         )
+        most = search.structure_cache_bytes
         evaluator = PopulationEvaluator(
             self.decoder,
-            self.store,
+            KeptStructures(self.store, self.device, most_bytes=most) if most else self.store,
             objective=search.objective,
             reference=references[0],
             batch_tokens=search.batch_tokens,

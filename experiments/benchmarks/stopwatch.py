@@ -27,7 +27,7 @@ BUILD_PARTS: dict[str, tuple[Part, ...]] = {
         ("forward", Sublayer, "features"),
         ("forward", Sublayer, "project"),
         ("finite checks", stream, "check_finite"),
-        ("Hessian", statistics, "gram"),
+        ("Hessian", statistics, "add_gram"),
         ("inverse Hessian", progressive, "inverse"),
         ("greedy steps", progressive.GreedyPass, "remove"),
         ("exact solves", progressive, "solve_snapshots"),

@@ -7,7 +7,7 @@ from torch import Tensor
 from tests.tiny import random_matrix
 from tests.tolerance import assert_close
 from tyr.calibrate import statistics
-from tyr.calibrate.statistics import STRIP, collect, gram
+from tyr.calibrate.statistics import STRIP, collect, gram, strip_width
 
 Batch = tuple[Tensor, Tensor]
 REASON = "products of a batch are formed in float32"
@@ -85,6 +85,18 @@ def test_the_strips_of_a_wide_hessian_are_the_whole_product_and_exactly_symmetri
     product = gram(features)
     assert_close(product, features.double().mT @ features.double(), tolerance=1e-6, reason=REASON)
     assert torch.equal(product, product.mT)
+
+
+def test_moments_of_batches_are_the_sums_of_their_products_bit_for_bit() -> None:
+    features = [random_matrix(2, 3, STRIP + 5, seed=seed).float() for seed in range(3)]
+    moments = collect(((part[..., :2], part) for part in features), None)
+    expected = sum(gram(part.flatten(0, 1)).double() for part in features)
+    assert torch.equal(moments.hessian, expected)
+
+
+def test_an_accelerator_works_in_wider_strips() -> None:
+    assert strip_width("cpu") == STRIP
+    assert strip_width("cuda") == strip_width("xpu") > 4 * STRIP
 
 
 def test_streams_of_different_length_are_a_fault_of_the_caller() -> None:

@@ -281,6 +281,11 @@ def test_the_ledger_counts_nothing_before_it_is_used() -> None:
         ({"offspring": 0}, "offspring >= 1"),
         ({"max_shifts": 0}, "max_shifts >= 1"),
         ({"batch_tokens": 0}, "search.batch_tokens must be at least 1, got 0"),
+        (
+            {"structure_cache_bytes": -1},
+            "search.structure_cache_bytes must be a whole number .* -1",
+        ),
+        ({"structure_cache_bytes": "big"}, "search.structure_cache_bytes must be .* got big"),
         ({"compute_dtype": "fp8"}, "search.compute_dtype must be auto or one of .* got 'fp8'"),
         ({"stages": [[10, 17], [20, 1]]}, "17 survivors out of 16"),
     ],

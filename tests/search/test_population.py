@@ -16,6 +16,7 @@ from tyr.errors import NumericsError
 from tyr.model.decoder import Decoder
 from tyr.model.sublayer import Sublayer
 from tyr.randomness import derive_generator
+from tyr.search.kept import StructureSource
 from tyr.search.mutation import Levels, mutate
 from tyr.search.objective import KdHidden, KdLogits, Objective, Perplexity, dense_reference
 from tyr.search.population import Frontier, PopulationEvaluator
@@ -32,7 +33,7 @@ OBJECTIVES: dict[str, tuple[Objective, Any]] = {
 
 def evaluator(
     decoder: Decoder,
-    store: SupernetStore,
+    store: StructureSource,
     text: Tensor,
     *,
     objective: Objective | None = None,

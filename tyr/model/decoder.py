@@ -134,7 +134,7 @@ class Decoder:
             digest.update(f"{name} {tuple(parameter.shape)}".encode())
             flat = parameter.detach().flatten()
             probes = torch.linspace(0, len(flat) - 1, min(len(flat), _PROBES), dtype=torch.float64)
-            values = flat[probes.long().to(flat.device)].double().cpu()
+            values = flat[probes.long().to(flat.device)].cpu().double()  # not all devices have it
             digest.update(values.numpy().tobytes())
         return digest.hexdigest()
 

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from tyr.devices import new_stream, on_stream
+from tyr.devices import new_stream, on_stream, pins_memory
 from tyr.errors import ModelError
 
 State = dict[str, Tensor]
@@ -79,7 +79,11 @@ class HostWeights:
     """
 
     def __init__(self, tensors: State, *, device: torch.device) -> None:
-        self._tensors = {name: tensors.pop(name).pin_memory() for name in list(tensors)}
+        pin = pins_memory(device)
+        self._tensors = {
+            name: tensors.pop(name).pin_memory() if pin else tensors.pop(name)
+            for name in list(tensors)
+        }
         self._device = device
 
     def read(self, names: Iterable[str]) -> State:

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from tyr.devices import pins_memory, send
 from tyr.errors import StoreError
 
 Tier = Literal["device", "host", "file"]
@@ -92,7 +93,7 @@ class StatePool:
             return MappedFile(shapes, dtype, self._folder).tensors
         if tier == "device":
             return [torch.empty(shape, dtype=dtype, device=self.device) for shape in shapes]
-        pinned = self.device.type != "cpu"
+        pinned = pins_memory(self.device)
         return [torch.empty(shape, dtype=dtype, pin_memory=pinned) for shape in shapes]
 
 
@@ -138,7 +139,7 @@ class HiddenStates:
         if values is None:
             raise RuntimeError(f"batch {index} of the hidden states was read before it was written")
         if self._tiers[index] != "file":
-            return values.to(self._device, non_blocking=True)
+            return send(values, self._device)
         batch = values.to(self._device, copy=True)
         leave_memory(values)
         return batch

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from tyr.devices import send
 from tyr.errors import ConfigError
 from tyr.model.architecture import Architecture
 from tyr.sparsity import SublayerId
@@ -228,7 +229,7 @@ class Sublayer:
             dtype: precision to compute in; default: the stock module's.
         """
         dense = self.output_weight
-        output = structure.weight.to(device=dense.device, dtype=dtype or dense.dtype)
+        output = send(structure.weight, dense.device).to(dtype or dense.dtype)
         gathered, query_groups = self._sliced_inputs(structure)
         if output.dtype != dense.dtype:  # also what is not sliced, such as Qwen3's q_norm
             inner = {n: p for n, p in self._stock.named_parameters() if n not in gathered}
@@ -240,7 +241,7 @@ class Sublayer:
     def _sliced_inputs(self, structure: Structure) -> tuple[dict[str, Tensor], int]:
         """Input-side parameters that lose rows, and the query heads per KV head."""
         dense = self.output_weight
-        kept = structure.kept.to(dense.device)
+        kept = send(structure.kept, dense.device)
         if self.id.kind == "ffn":
             rows = {self._arch.gate: kept, self._arch.up: kept}
             return self._gather(rows), 0
@@ -261,7 +262,7 @@ class Sublayer:
         return None
 
     def _head_rows(self, heads: tuple[int, ...]) -> Tensor:
-        index = torch.tensor(heads, dtype=torch.int64, device=self.output_weight.device)
+        index = send(torch.tensor(heads, dtype=torch.int64), self.output_weight.device)
         offsets = torch.arange(self.head_size, device=index.device)
         return (index[:, None] * self.head_size + offsets).reshape(-1)
 

@@ -166,13 +166,18 @@ class GreedyPass:
         self._inverse[:width, :width].addmm_(rows.mT, rows, alpha=-1)
 
     def _drop(self, slots: Tensor) -> None:
-        """Close the gaps at `slots` (ascending) with the last alive units."""
+        """Close the gaps at `slots` (ascending) with the last alive units.
+
+        Slots among the last ones are no gaps: those are copied onto themselves, so that no size
+        depends on values, for which an accelerator would have to be waited for.
+        """
         left = self._alive - len(slots)
         last = torch.arange(left, self._alive, device=slots.device)
-        gaps, movers = slots[slots < left], last[~torch.isin(last, slots)]
+        gone = torch.isin(last, slots).to(torch.uint8)
+        movers = last[gone.argsort(stable=True)]  # who stay first, then who go, each ascending
         for values in (self._unit, self._diagonal):
-            values[gaps] = values[movers]
-        to, source = (_expand(s, self.problem.unit_size) for s in (gaps, movers))
+            values[slots] = values[movers]
+        to, source = (_expand(s, self.problem.unit_size) for s in (slots, movers))
         for values in (self._weight, self._gradient):
             values[to] = values[source]
         width = self._alive * self.problem.unit_size

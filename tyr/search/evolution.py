@@ -58,6 +58,7 @@ class EvolutionarySearch:
         max_shifts: most shifts in one mutation (4).
         batch_tokens: most positions in one forward call.
         compute_dtype: of sublayers and logits while candidates are scored; auto: the model's.
+        structure_cache_bytes: most bytes of structures that stay on the device from stage to stage.
         economy: what saves tokens; by default nothing does.
 
     Raises:
@@ -74,6 +75,7 @@ class EvolutionarySearch:
         max_shifts: int = 4,
         batch_tokens: int = 8192,
         compute_dtype: str = "auto",
+        structure_cache_bytes: float = 0,
         economy: Economy | None = None,
     ) -> None:
         if isinstance(objective, str):
@@ -83,6 +85,14 @@ class EvolutionarySearch:
             )
         if batch_tokens < 1:
             raise ConfigError(f"search.batch_tokens must be at least 1, got {batch_tokens}")
+        number = isinstance(structure_cache_bytes, int | float)
+        if not (
+            number and structure_cache_bytes >= 0 and float(structure_cache_bytes).is_integer()
+        ):
+            raise ConfigError(
+                f"search.structure_cache_bytes must be a whole number of bytes, e.g. 24e9, or 0 to "
+                f"read structures anew for every stage; got {structure_cache_bytes}"
+            )
         if generations < 0 or offspring < 1 or max_shifts < 1:
             raise ConfigError(
                 f"search needs generations >= 0, offspring >= 1 and max_shifts >= 1; got "
@@ -92,6 +102,7 @@ class EvolutionarySearch:
         self.batch_tokens = batch_tokens
         parse_dtype(compute_dtype, key="search.compute_dtype", auto=torch.float32)
         self.compute_dtype = compute_dtype
+        self.structure_cache_bytes = int(structure_cache_bytes)
         self.generations = generations
         self.offspring = offspring
         self.stages = parse_stages(stages, offspring)

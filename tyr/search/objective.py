@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tyr.devices import widest_float
 from tyr.errors import ConfigError
 from tyr.losses import kl_divergences, next_token_losses
 from tyr.model.decoder import Decoder
@@ -159,8 +160,9 @@ class KdHidden:
     def path_loss(self, block: int, hidden: Tensor, reference: Reference) -> float:
         """α·‖h − ĥ‖² / ‖h‖² of the block's output."""
         dense = reference.hidden[block].float()
-        distance = (dense - hidden.float()).square().sum(dtype=torch.float64)
-        return self.alpha * float(distance / dense.square().sum(dtype=torch.float64))
+        wide = widest_float(dense.device)
+        distance = (dense - hidden.float()).square().sum(dtype=wide)
+        return self.alpha * float(distance / dense.square().sum(dtype=wide))
 
     def final_losses(
         self, states: Sequence[Tensor], reference: Reference, head: Tensor

@@ -21,10 +21,10 @@ from tyr.devices import pins_memory
 from tyr.errors import NumericsError
 from tyr.model.decoder import Decoder
 from tyr.model.sublayer import Context, SlicedWeights, Structure, Sublayer
+from tyr.search.kept import StructureSource
 from tyr.search.mutation import Levels
 from tyr.search.objective import Objective, Reference
 from tyr.search.selection import Sample
-from tyr.supernet.store import SupernetStore
 
 # An edge of the trie: index of a state in the frontier, and the level it takes next.
 Edge = tuple[int, int]
@@ -63,7 +63,7 @@ class PopulationEvaluator:
 
     Args:
         decoder: the dense model.
-        store: the supernet.
+        store: the supernet, or what is kept of it.
         objective: what to minimise.
         reference: search text and teacher states.
         batch_tokens: most positions in one forward call.
@@ -74,7 +74,7 @@ class PopulationEvaluator:
     def __init__(
         self,
         decoder: Decoder,
-        store: SupernetStore,
+        store: StructureSource,
         *,
         objective: Objective,
         reference: Reference,

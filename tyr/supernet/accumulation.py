@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from tyr.devices import send
 from tyr.model.sublayer import Structure, Sublayer
 
 
@@ -45,9 +46,9 @@ def weighted_sum(
     dense = sublayer.output_weight
     mixed = torch.zeros_like(dense, dtype=torch.promote_types(dense.dtype, torch.float32))
     for structure, share in zip(structures, shares, strict=True):
-        rows = sublayer.rows(structure.kept).to(dense.device)
+        rows = send(sublayer.rows(structure.kept), dense.device)
         # First there, then wider: torch would widen on the CPU and send twice the bytes.
-        weight = structure.weight.to(mixed.device).to(mixed.dtype)
+        weight = send(structure.weight, mixed.device).to(mixed.dtype)
         mixed.index_add_(1, rows, weight, alpha=share)
     return mixed.to(dense.dtype)
 
