@@ -234,7 +234,9 @@ def main(entry: Callable[[], None] = task) -> None:
             again = "continue with the same command and resume=true"
             print(f"tyr: interrupted; {again}", file=sys.stderr)
         sys.exit(130)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, RuntimeError) and 'not detect "srun"' in str(error):  # submitit's
+            refuse(ConfigError("launcher=submitit needs Slurm's srun, and this machine has none"))
         if announced_rank():
             print(f"{prefix()} failed:", file=sys.stderr)
         raise
