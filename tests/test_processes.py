@@ -95,6 +95,6 @@ def test_a_process_that_is_killed_is_missed_by_the_next_collective(victim: int) 
 
 def test_a_backends_reason_is_told_without_the_place_in_its_source() -> None:
     raised = RuntimeError("[/a/pair.cc:553] Connection closed by peer [::1]:2. This is odd. Bye!")
-    with pytest.raises(ProcessError, match=r"run \(Connection closed by peer \[::1\]:2\);"):
-        with _together():
-            raise raised
+    told = r"run \(Connection closed by peer \[::1\]:2\);"
+    with pytest.raises(ProcessError, match=told), _together():
+        raise raised
