@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli import run_cli
+
 RUN = (sys.executable, "-m", "tyr.run", "-m")
 INSTALL = "pip install tyr-pruner[sweep]"
 
@@ -72,6 +74,18 @@ def test_a_sweep_on_slurm_is_an_array_with_a_task_for_each_device(cluster: Path)
     [command] = [line for line in lines if line.startswith("srun ")]
     assert "submitit.core._submit" in command
     assert f"{cluster.parent}/sweep/.submitit" in command
+
+
+def test_a_sweep_for_slurm_where_there_is_none_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason=INSTALL)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    outcome = run_cli(capsys, "-m", "launcher=submitit", f"run_dir={tmp_path}/sweep", "seed=0,1")
+    assert outcome.status == 2
+    assert outcome.err.endswith(
+        "tyr: launcher=submitit needs Slurm's srun, and this machine has none\n"
+    )
 
 
 @pytest.mark.slow

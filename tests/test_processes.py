@@ -11,7 +11,7 @@ import torch
 
 from tests.ranks import Gone, joined, results
 from tyr.errors import ProcessError, StoreError
-from tyr.processes import ALONE, Processes, ProcessGroup
+from tyr.processes import ALONE, Processes, ProcessGroup, _together
 
 
 def exchange(processes: Processes) -> dict[str, Any]:
@@ -90,3 +90,11 @@ def test_a_process_that_is_killed_is_missed_by_the_next_collective(victim: int) 
     assert isinstance(outcomes[victim], Gone)
     assert isinstance(outcomes[1 - victim], ProcessError)
     assert "lost contact with another process" in str(outcomes[1 - victim])
+    assert "continue with the same command and resume=true" in str(outcomes[1 - victim])
+
+
+def test_a_backends_reason_is_told_without_the_place_in_its_source() -> None:
+    raised = RuntimeError("[/a/pair.cc:553] Connection closed by peer [::1]:2. This is odd. Bye!")
+    told = r"run \(Connection closed by peer \[::1\]:2\);"
+    with pytest.raises(ProcessError, match=told), _together():
+        raise raised

@@ -87,6 +87,15 @@ BAD_INPUT = {
     "trainer.strategy=fsdp": r"trainer.strategy must be one of auto, ddp",
     "trainer.num_nodes=2": r"needs MASTER_ADDR, MASTER_PORT and NODE_RANK",
     "trainer.devices=9 debug=fast": r"9 processes share .* sequences: lower trainer.devices",
+    "+trainer.precision=16": r"no setting trainer.precision; known: accelerator, devices",
+    "surrogate=linear search.economy.surrogate.pairwise=maybe": (
+        r"search.economy.surrogate.pairwise must be true or false, got 'maybe'"
+    ),
+    "supernet.allow_empty=1": r"supernet.allow_empty must be true or false, got 1",
+    "start=dynamic search.economy.start.stage=x": (
+        r"search.economy.start.stage must be a whole number, got 'x'"
+    ),
+    "racing=sequential search.economy.racing.error_rate=low": r"error_rate must be a number",
     "finish=supernet iterations=0": r"finish=supernet needs iterations",
 }
 

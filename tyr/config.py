@@ -1,4 +1,4 @@
-"""The root schema of the configuration: catches misspelt keys and wrong types.
+"""The root schema of the configuration, and what catches misspelt keys and wrong types.
 
 Ranges are checked by the constructors that use the values. Only this module and run.py know
 OmegaConf; no class of tyr ever receives one of its containers.
@@ -6,12 +6,18 @@ OmegaConf; no class of tyr ever receives one of its containers.
 
 from __future__ import annotations
 
+import importlib
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
+from tyr.errors import ConfigError
+
 Group = dict[str, Any]
+NUMBERS = {"int": "a whole number", "float": "a number"}
 
 
 @dataclass
@@ -42,6 +48,45 @@ class TyrConfig:
     trainer: Group = MISSING
     callbacks: Group = field(default_factory=dict)
     logger: Group = field(default_factory=dict)
+
+
+def check_values(node: Mapping[str, Any], key: str) -> None:
+    """Refuse what a constructor does not have, and words where it wants a number or true or false.
+
+    Only what the constructor's annotations say: ranges are its own business.
+
+    Args:
+        node: settings of an object with its `_target_`, and of the objects within.
+        key: where they are.
+
+    Raises:
+        ConfigError: a setting is unknown or of the wrong kind.
+    """
+    known = _parameters(str(node.get("_target_", "")))
+    for name, value in node.items():
+        where = f"{key}.{name}"
+        if isinstance(value, Mapping):
+            check_values(value, where)
+        if known is None or name.startswith("_"):
+            continue
+        if name not in known:
+            raise ConfigError(f"there is no setting {where}; known: {', '.join(known)}")
+        wanted = known[name]
+        if wanted in NUMBERS and isinstance(value, str):
+            raise ConfigError(f"{where} must be {NUMBERS[wanted]}, got {value!r}")
+        if wanted == "bool" and not isinstance(value, bool):
+            raise ConfigError(f"{where} must be true or false, got {value!r}")
+
+
+def _parameters(target: str) -> dict[str, str] | None:
+    """Names and annotations of what a class of tyr takes; None where that is not known."""
+    if not target.startswith("tyr."):
+        return None
+    module, _, name = target.rpartition(".")
+    signature = inspect.signature(getattr(importlib.import_module(module), name))
+    if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
+        return None
+    return {name: str(p.annotation) for name, p in signature.parameters.items()}
 
 
 def largest_stage(stages: list[list[int]], sequence_length: int) -> int:

@@ -7,6 +7,7 @@ to be is the business of trainer.py and spawn.py; nothing else in tyr calls torc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar, cast
@@ -181,5 +182,13 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ProcessError(f"lost contact with another process of this run ({reason})") from error
+        raise ProcessError(
+            f"lost contact with another process of this run ({_reason(error)}); the one that died "
+            f"says why, or who started it; continue with the same command and resume=true"
+        ) from error
+
+
+def _reason(error: RuntimeError) -> str:
+    """The backend's first sentence, without the place in its source."""
+    line = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return re.sub(r"^\[\S+:\d+\]\s*", "", line).split(". ")[0]

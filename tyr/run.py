@@ -27,7 +27,7 @@ from hydra.errors import HydraException, InstantiationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tyr.config import TyrConfig, register_resolvers
+from tyr.config import TyrConfig, check_values, register_resolvers
 from tyr.errors import ConfigError, ProcessError, TyrError
 from tyr.hints import explain
 from tyr.spawn import announced_rank
@@ -53,6 +53,7 @@ def build(node: Any, key: str) -> Any:
         ConfigError: the node's arguments do not fit its class.
         TyrError: its constructor refused them.
     """
+    check_values(cast(Mapping[str, Any], OmegaConf.to_container(node, resolve=True)), key)
     try:
         return hydra.utils.instantiate(node, _convert_="all")
     except InstantiationException as error:
@@ -61,7 +62,8 @@ def build(node: Any, key: str) -> Any:
             cause = cause.__cause__
         if cause is not None:
             raise cause from None
-        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{key}: {reason} {error.__cause__ or ''}".rstrip()) from error
 
 
 def build_method(config: DictConfig) -> Method:
@@ -232,7 +234,9 @@ def main(entry: Callable[[], None] = task) -> None:
             again = "continue with the same command and resume=true"
             print(f"tyr: interrupted; {again}", file=sys.stderr)
         sys.exit(130)
-    except Exception:
+    except Exception as error:
+        if isinstance(error, RuntimeError) and 'not detect "srun"' in str(error):  # submitit's
+            refuse(ConfigError("launcher=submitit needs Slurm's srun, and this machine has none"))
         if announced_rank():
             print(f"{prefix()} failed:", file=sys.stderr)
         raise

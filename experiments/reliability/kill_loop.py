@@ -246,9 +246,10 @@ def commit() -> str:
 def kill_and_compare() -> None:
     """Kill, continue, compare, log."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log", type=Path, default=HERE / "kill_loop.log")
+    parser.add_argument("--kills", type=int, default=20, help="how many (20)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random moments (0)")
+    log_help = "written anew (kill_loop.log beside the script)"
+    parser.add_argument("--log", type=Path, default=HERE / "kill_loop.log", help=log_help)
     arguments = parser.parse_args()
     log = Log(arguments.log)
     log.say(f"python -m tyr.run {' '.join(WORDS)}")

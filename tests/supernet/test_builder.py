@@ -402,7 +402,7 @@ def test_too_little_disk_is_refused_before_any_work(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed - 1))
     with pytest.raises(
-        StoreError, match=r"needs about .* GB but .* GB free: choose another run_dir"
+        StoreError, match=r"needs about [\d,.]+ MB but .* [\d,.]+ MB free: choose another run_dir"
     ):
         build.open()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=needed))

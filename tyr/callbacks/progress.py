@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tyr.callbacks.clock import recorded_seconds
 from tyr.callbacks.latency import LATENCY_FILE
 from tyr.callbacks.plan import Plan
+from tyr.callbacks.planned import read_plan, time_sentence
 from tyr.callbacks.results import format_perplexity, format_seconds, verdict
 from tyr.errors import ConfigError
 from tyr.evaluate.scores import average
@@ -135,6 +137,9 @@ class Progress(Callback):
         self._console.print()
         self._console.print(verdict(event.rows), markup=False)
         run_dir = Path(event.run_dir)
+        seconds = recorded_seconds(run_dir) or dict(event.seconds)
+        if (planned := read_plan(run_dir)) is not None and "total" in seconds:
+            self._console.print(time_sentence(planned, seconds), markup=False)
         files = {"model": event.export_dir} | {k: run_dir / f for k, f in RESULT_FILES.items()}
         for name, path in files.items():
             if path is not None and path.exists():

@@ -14,6 +14,7 @@ from string import Template
 from tyr.callbacks import markup, report_sections
 from tyr.callbacks.clock import recorded_seconds
 from tyr.callbacks.history import History
+from tyr.callbacks.planned import read_plan
 from tyr.callbacks.results import verdict
 from tyr.events import Callback, GenerationFinished, RunFinished, RunStarted
 from tyr.files import write_text
@@ -65,7 +66,7 @@ def render(start: RunStarted, end: RunFinished, history: History) -> str:
         figures=report_sections.figures(run_dir),
         search=report_sections.search(history.generations),
         allocation=report_sections.allocation(end.allocation, end.units),
-        times=report_sections.times(seconds),
+        times=report_sections.times(seconds, read_plan(run_dir), peak_rss_bytes=end.peak_rss_bytes),
         command=markup.text(start.command),
         config=markup.text(_yaml(start.config)),
         environment=report_sections.environment(start.environment),

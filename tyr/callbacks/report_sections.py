@@ -16,6 +16,7 @@ from tyr.callbacks.history import GenerationPoint
 from tyr.callbacks.latency import FIGURE_NAME as LATENCY_FIGURE
 from tyr.callbacks.latency import LATENCY_FILE
 from tyr.callbacks.plan import TITLES
+from tyr.callbacks.planned import Planned, memory_sentence, times_planned
 from tyr.callbacks.results import (
     format_count,
     format_megabytes,
@@ -59,12 +60,17 @@ _FIGURES: Mapping[str, tuple[str, str]] = {
         "prefill_flops and decode_bytes in latency.csv.",
     ),
 }
+_PLAN_NOTE = (
+    "Planned are the matrix products alone, at the rate measured when the run began: a stage near "
+    "1x has no time to lose. A small model spends most of its time on everything else."
+)
 _FILES = {
     "model.gguf": "the same for llama.cpp",
     "summary.json": "every number of this page",
     "metrics.csv": "one row per event of the run",
     "allocation.json": "units removed from every sublayer",
     LATENCY_FILE: "how fast every model ran",
+    "plan.json": "what the run was planned to cost",
     "config.yaml": "the resolved configuration",
     "environment.json": "versions, commit, device, seed",
     "figures": "the figures as PNG and SVG",
@@ -172,14 +178,24 @@ def allocation(removed: Allocation, units: UnitCounts) -> str:
     return f"<p>{markup.text(total)}.</p>{body}"
 
 
-def times(seconds: Mapping[str, float]) -> str:
-    """Duration of every stage, its iterations together."""
+def times(
+    seconds: Mapping[str, float], planned: Planned | None = None, *, peak_rss_bytes: int = 0
+) -> str:
+    """Duration of every stage, its iterations together, beside the plan's where there was one."""
     total = seconds.get("total") or sum(seconds.values()) or 1.0
+    headers = ["stage", "time", "share"]
     rows = [
-        (TITLES.get(name, name), format_seconds(spent), f"{100 * spent / total:.0f} %")
+        [TITLES.get(name, name), format_seconds(spent), f"{100 * spent / total:.0f} %"]
         for name, spent in seconds.items()
     ]
-    return markup.table(["stage", "time", "share"], rows, strong=["total"])
+    if planned is None:
+        return markup.table(headers, rows, strong=["total"])
+    for row, (name, spent) in zip(rows, seconds.items(), strict=True):
+        least = planned.seconds.get(name)
+        row += ["-" if least is None else format_seconds(least), times_planned(spent, least)]
+    note = f"{_PLAN_NOTE} {memory_sentence(planned, peak_rss_bytes)}"
+    about = f'<p class="about">{markup.text(note)}</p>'
+    return markup.table([*headers, "planned", "ratio"], rows, strong=["total"]) + about
 
 
 def environment(values: Mapping[str, object]) -> str:

@@ -6,13 +6,13 @@ peak memory is the last process's.
 
 from __future__ import annotations
 
-import json
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from tyr.budget import unit_budget
 from tyr.callbacks.clock import StageClock, by_stage
+from tyr.callbacks.planned import read_plan
 from tyr.callbacks.results import MAIN_ROWS
 from tyr.evaluate.scores import average, retained
 from tyr.events import (
@@ -37,7 +37,7 @@ class Summary(Callback):
     evaluated) and `variants`, each with perplexity, kl, parameters, backbone_parameters, bytes and
     tasks (task to metric, value, stderr, examples, chance), and when tasks were asked their
     `average` and the share of the dense model's that is `retained`; `seconds` per stage and in
-    `total`; `planned`, the least seconds per stage and the bytes of memory that plan.json foresaw;
+    `total`; `planned`, the seconds per stage and the bytes of memory that plan.json foresaw;
     `peak_rss_bytes`; `removed_units` per kind, which a layout may have rounded; `allocation`;
     `export` relative to the run directory; `command`.
     """
@@ -82,6 +82,7 @@ class Summary(Callback):
         assert start is not None, "on_run_start comes first"
         dense = event.rows.get("dense")
         rows = {name: _row(row, dense) for name, row in event.rows.items()}
+        planned = read_plan(Path(event.run_dir))
         return {
             "model": start.model_name,
             "sparsity": start.sparsity,
@@ -92,7 +93,7 @@ class Summary(Callback):
             **{name: rows.get(name) for name in MAIN_ROWS},
             "variants": {name: row for name, row in rows.items() if name not in MAIN_ROWS},
             "seconds": by_stage(self.clock.seconds()),
-            "planned": _planned(Path(event.run_dir) / "plan.json"),
+            "planned": None if planned is None else asdict(planned),
             "peak_rss_bytes": event.peak_rss_bytes,
             "removed_units": dict(event.removed_units) or event.allocation.total,
             "allocation": event.allocation.as_dict(),
@@ -106,15 +107,6 @@ def _row(row: EvaluationRow, dense: EvaluationRow | None) -> dict[str, object]:
         return asdict(row)
     share = None if dense is None else retained(row.tasks, dense.tasks)
     return {**asdict(row), "average": asdict(average(row.tasks)), "retained": share}
-
-
-def _planned(path: Path) -> dict[str, object] | None:
-    """Least seconds per stage and bytes, as planned before the run; null without a plan."""
-    if not path.is_file():
-        return None
-    plan = json.loads(path.read_text(encoding="utf-8"))
-    seconds = {stage["name"]: stage["seconds"] for stage in plan["stages"]}
-    return {"seconds": {**seconds, "total": plan["seconds"]}, "memory_bytes": plan["memory_bytes"]}
 
 
 def _relative(path: Path | None, base: Path) -> str | None:

@@ -272,6 +272,6 @@ def check_disk(needed: int, directory: Path) -> None:
     free = shutil.disk_usage(existing).free
     if needed > free:
         raise StoreError(
-            f"the supernet needs about {needed / 1e9:.2f} GB but {existing} has "
-            f"{free / 1e9:.2f} GB free: choose another run_dir, or fewer supernet.levels"
+            f"the supernet needs about {needed / 1e6:,.1f} MB but {existing} has "
+            f"{free / 1e6:,.1f} MB free: choose another run_dir, or fewer supernet.levels"
         )
