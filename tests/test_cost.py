@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from tests.supernet.building import Build
 from tests.tiny import random_tokens, tiny_decoder
 from tyr.calibrate.statistics import gram
 from tyr.ceilings import measure_ceilings
-from tyr.cost import Shape, greedy_flops, hessian_flops, structure_bytes
+from tyr.cost import Shape, greedy_flops, hessian_flops
 from tyr.data import SplitSizes
 from tyr.export.checkpoint import NoExport
 from tyr.pipeline import Method
-from tyr.planner import Planner, distinct_share, shape_of
+from tyr.planner import Planner, shape_of
 from tyr.prune.criterion import Taylor
 from tyr.prune.local import LocalPruner
 from tyr.prune.target import CorrectedTarget, SelfTarget, Target
-from tyr.randomness import derive_generator
 from tyr.search.evolution import EvolutionarySearch
-from tyr.search.mutation import mutate
-from tyr.search.objective import KdLogits, dense_reference
-from tyr.search.population import PopulationEvaluator
-from tyr.search.selection import draw_sample
+from tyr.search.objective import KdLogits
 from tyr.supernet.accumulation import ExpectationAccumulation
 from tyr.supernet.finish import Repruned
 from tyr.supernet.settings import SupernetSettings
@@ -65,33 +58,6 @@ def test_a_pass_to_more_levels_costs_more_but_less_than_a_pass_each() -> None:
     together = greedy_flops(512, 128, levels)
     assert greedy_flops(512, 128, [0.25]) < together
     assert together < sum(greedy_flops(512, 128, [kept]) for kept in levels)
-
-
-def test_the_bytes_of_a_supernet_are_those_on_disk(tmp_path: Path) -> None:
-    decoder = tiny_decoder()
-    build = Build(decoder, random_tokens(4, 8), tmp_path, interval=0.25, levels=3)
-    store = build.run()
-    counted = structure_bytes(shape_of(decoder.config), [0.75, 0.5, 0.25], itemsize=4)
-    assert store.bytes_on_disk == pytest.approx(counted, rel=0.35)  # headers of tiny tensors
-    exact = sum(
-        structure.weight.nbytes
-        for sublayer in decoder.sublayers
-        for structure in store.read(sublayer.id).values()
-    )
-    assert exact == counted
-
-
-def test_distinct_nodes_are_those_the_evaluator_computes(tmp_path: Path) -> None:
-    decoder, tokens = tiny_decoder(), random_tokens(4, 8)
-    build = Build(decoder, tokens, tmp_path)
-    evaluator = PopulationEvaluator(
-        decoder, build.run(), objective=KdLogits(), reference=dense_reference(decoder, tokens)
-    )
-    rng, start = derive_generator(1), (0,) * len(decoder.sublayers)
-    population = [mutate(start, build.grid.bounds(), rng) for _ in range(12)]
-    result = evaluator.evaluate(population, draw_sample(4, 8, 16, rng))
-    nodes = sum(len(levels) for levels in population)
-    assert distinct_share(population) == result.sublayer_evaluations / nodes
 
 
 def planner(target: Target, config: LlamaConfig, sizes: SplitSizes) -> Planner:
