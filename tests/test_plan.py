@@ -82,6 +82,21 @@ def test_the_plan_of_a_fast_search_has_its_start_and_fewer_offspring(
     assert "racing and archive" in outcome.out
 
 
+def test_a_plan_without_generations_has_one_supernet_and_no_search(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = "search.generations=0", "finish=supernet", "evaluator=latency"
+    outcome = plan_cli(capsys, *words)
+    assert outcome.status == 0, outcome.err
+    rows = {line.split()[0]: line.split()[1:] for line in outcome.out.splitlines() if line.strip()}
+    assert "search" not in rows
+    assert rows["supernet"][0] == "1"
+    assert rows["finish"] == ["1", "0.0", "s"]
+    assert "beside the one before it" not in outcome.out
+    assert "Distinct" not in rows
+    assert "only perplexity is counted" in outcome.out
+
+
 def test_the_plan_of_two_processes_adds_their_memory_up(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from rich import box
@@ -16,7 +17,14 @@ from tyr.run_plan import Part, RunPlan, StagePlan
 COLUMNS = ("stage", "times", "tokens", "products", "solves", "memory", "disk", "at least")
 
 
-def show(plan: RunPlan, ceilings: Ceilings, *, device: torch.device, dtype: torch.dtype) -> None:
+def show(
+    plan: RunPlan,
+    ceilings: Ceilings,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    notes: Sequence[str] = (),
+) -> None:
     """Print the plan.
 
     Args:
@@ -24,6 +32,7 @@ def show(plan: RunPlan, ceilings: Ceilings, *, device: torch.device, dtype: torc
         ceilings: what the device can do.
         device: computing device.
         dtype: compute precision.
+        notes: what else there is to say.
     """
     console = Console(highlight=False)
     table = Table(
@@ -43,7 +52,7 @@ def show(plan: RunPlan, ceilings: Ceilings, *, device: torch.device, dtype: torc
     table.add_section()
     table.add_row("whole run", "", "", "", "", memory, disk, duration(seconds))
     console.print(table)
-    for line in (*remarks(plan, device), _rates(ceilings, device, dtype)):
+    for line in (*remarks(plan, device), *notes, _rates(ceilings, device, dtype)):
         console.print(line)
 
 
@@ -114,13 +123,17 @@ def _cells(stage: StagePlan, ceilings: Ceilings) -> list[str]:
     return [
         stage.name,
         str(stage.times),
-        amount(stage.times * stage.tokens, ""),
-        amount(stage.times * stage.compute, ""),
-        amount(stage.times * stage.solve, "") if stage.solve else "",
-        amount(stage.memory, "B"),
-        amount(stage.disk, "B") if stage.disk else "",
+        _unless_none(stage.times * stage.tokens, ""),
+        _unless_none(stage.times * stage.compute, ""),
+        _unless_none(stage.times * stage.solve, ""),
+        _unless_none(stage.memory, "B"),
+        _unless_none(stage.disk, "B"),
         duration(stage.seconds(ceilings)),
     ]
+
+
+def _unless_none(value: float, unit: str) -> str:
+    return amount(value, unit) if value else ""
 
 
 def _part_cells(part: Part) -> list[str]:

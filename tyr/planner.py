@@ -88,9 +88,11 @@ class Planner:
         units = unit_counts(config, method.supernet.attention_unit)
         uniform = uniform_allocation(sparsity, units, method.supernet.layout)
         self.single = single_level_grid(units, uniform)
+        # Without a generation nothing moves, and only the last iteration builds its supernet.
+        first = 0 if method.search.generations else max(0, method.iterations - 1)
         self.grids = [
             method.supernet.grid(uniform, units, iteration)
-            for iteration in range(method.iterations)
+            for iteration in range(first, method.iterations)
         ]
 
     def plan(
@@ -153,10 +155,12 @@ class Planner:
         finish = once if self._reprunes() else StagePlan("finish", 1, 0.0)
         stages, teacher = [self._dense(load)], 0.0
         if self.grids:
-            supernet, search = self._pruning("supernet", self.grids, load), self._search(load)
-            teacher = (1 + self._observed()) * load.search_states if search.parts else 0.0
+            supernet = self._pruning("supernet", self.grids, load)
+            if self.method.search.generations:
+                teacher = (1 + self._observed()) * load.search_states
             again = teacher if len(self.grids) > 1 else 0.0
-            stages += [replace(supernet, held=beside(supernet.held, again)), search]
+            stages += [replace(supernet, held=beside(supernet.held, again))]
+            stages += [self._search(load)] if teacher else []
         last = (finish, self._evaluation(once, load))
         return [*stages, *(replace(stage, held=beside(stage.held, teacher)) for stage in last)]
 
@@ -204,7 +208,7 @@ class Planner:
 
     def _search(self, load: Workload) -> StagePlan:
         """All generations, and the teacher's states."""
-        counts, iterations = self.searches, self.method.iterations
+        counts, iterations = self.searches, len(self.grids)
         parts = search_parts(self.shape, counts, self.sizes, kept=self.kept)
         search = self.method.search
         held = held_to_search(
@@ -219,7 +223,7 @@ class Planner:
             "search",
             iterations,
             sum(part.compute for part in parts) / iterations,
-            held=held if parts else NOTHING,
+            held=held,
             tokens=sum(count.evaluated_tokens for count in counts) / iterations,
             parts=tuple(parts),
         )

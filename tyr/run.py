@@ -158,10 +158,12 @@ def show_plan(config: DictConfig) -> None:
     """Print what a run of this configuration would cost."""
     trainer = build(config.trainer, "trainer")
     method = build_method(config)
+    evaluator = build(config.evaluator, "evaluator")
     source = build(config.model, "model")
     data = build(config.data, "data")
 
     from tyr.ceilings import measure_ceilings
+    from tyr.evaluate.perplexity import PerplexityEvaluator
     from tyr.launch import check_plan, check_shares, plain_libraries, plan_run
     from tyr.plan_table import show
     from tyr.trainer import choose_device
@@ -174,7 +176,9 @@ def show_plan(config: DictConfig) -> None:
     plan = plan_run(
         method, source, data, sparsity=config.sparsity, device=device, machines=machines
     )
-    show(plan, measure_ceilings(device, dtype), device=device, dtype=dtype)
+    plain = isinstance(evaluator, PerplexityEvaluator)
+    notes = () if plain else ("Of what the evaluator measures only perplexity is counted.",)
+    show(plan, measure_ceilings(device, dtype), device=device, dtype=dtype, notes=notes)
 
 
 @hydra.main(  # type: ignore[untyped-decorator]

@@ -92,21 +92,16 @@ class RunPlan:
     shares: tuple[float, ...]
     upper: tuple[str, ...] = ()
 
-    @property
-    def memory_bytes(self) -> float:
-        """Weights and the largest stage, on the device and in host memory, of all processes."""
-        return self.footprint.memory
-
 
 def as_content(plan: RunPlan, ceilings: Ceilings) -> dict[str, object]:
     """The plan as plain values, for plan.json."""
     return {
         "ceilings": asdict(ceilings),
         "model_bytes": plan.weights.total,
-        "memory_bytes": plan.memory_bytes,
-        "footprint": asdict(plan.footprint),
+        "memory_bytes": plan.process.memory,  # to be compared with the process's own peak
         "process": asdict(plan.process),
         "processes": plan.processes,
+        "footprint": asdict(plan.footprint),
         "disk_bytes": plan.disk.bytes,
         "disk_moment": plan.disk.moment,
         "distinct_nodes": list(plan.shares),

@@ -16,7 +16,7 @@ from tyr.search.counts import Call, SearchCounts
 def search_parts(
     shape: Shape, counts: Sequence[SearchCounts], sizes: SplitSizes, *, kept: float
 ) -> list[Part]:
-    """The searches of all iterations; nothing when none has a generation.
+    """The searches of all iterations, of at least one generation.
 
     Args:
         shape: sizes of the decoder.
@@ -24,8 +24,6 @@ def search_parts(
         sizes: tokens of the splits.
         kept: fraction of the units that a candidate keeps.
     """
-    if not any(count.generations for count in counts):
-        return []
     # The teacher's states are computed once and serve every iteration.
     tokens, length = sizes.search_tokens, sizes.sequence_length
     parts = [Part("teacher", 1, tokens, shape.forward_flops(tokens, length))]
