@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig
 
-from tests.supernet.building import Build
 from tests.tiny import random_tokens, tiny_decoder
 from tyr.calibrate.statistics import gram
 from tyr.ceilings import measure_ceilings
-from tyr.cost import Shape, greedy_flops, hessian_flops, structure_bytes
+from tyr.cost import Shape, greedy_flops, hessian_flops
 from tyr.data import SplitSizes
+from tyr.disk_use import supernet_bytes
 from tyr.export.checkpoint import NoExport
 from tyr.pipeline import Method
-from tyr.planner import Planner, distinct_share, shape_of
+from tyr.planner import Planner, shape_of
 from tyr.prune.criterion import Taylor
 from tyr.prune.local import LocalPruner
 from tyr.prune.target import CorrectedTarget, SelfTarget, Target
-from tyr.randomness import derive_generator
 from tyr.search.evolution import EvolutionarySearch
-from tyr.search.mutation import mutate
-from tyr.search.objective import KdLogits, dense_reference
-from tyr.search.population import PopulationEvaluator
-from tyr.search.selection import draw_sample
+from tyr.search.objective import KdLogits
 from tyr.supernet.accumulation import ExpectationAccumulation
 from tyr.supernet.finish import Repruned
 from tyr.supernet.settings import SupernetSettings
@@ -67,33 +61,6 @@ def test_a_pass_to_more_levels_costs_more_but_less_than_a_pass_each() -> None:
     assert together < sum(greedy_flops(512, 128, [kept]) for kept in levels)
 
 
-def test_the_bytes_of_a_supernet_are_those_on_disk(tmp_path: Path) -> None:
-    decoder = tiny_decoder()
-    build = Build(decoder, random_tokens(4, 8), tmp_path, interval=0.25, levels=3)
-    store = build.run()
-    counted = structure_bytes(shape_of(decoder.config), [0.75, 0.5, 0.25], itemsize=4)
-    assert store.bytes_on_disk == pytest.approx(counted, rel=0.35)  # headers of tiny tensors
-    exact = sum(
-        structure.weight.nbytes
-        for sublayer in decoder.sublayers
-        for structure in store.read(sublayer.id).values()
-    )
-    assert exact == counted
-
-
-def test_distinct_nodes_are_those_the_evaluator_computes(tmp_path: Path) -> None:
-    decoder, tokens = tiny_decoder(), random_tokens(4, 8)
-    build = Build(decoder, tokens, tmp_path)
-    evaluator = PopulationEvaluator(
-        decoder, build.run(), objective=KdLogits(), reference=dense_reference(decoder, tokens)
-    )
-    rng, start = derive_generator(1), (0,) * len(decoder.sublayers)
-    population = [mutate(start, build.grid.bounds(), rng) for _ in range(12)]
-    result = evaluator.evaluate(population, draw_sample(4, 8, 16, rng))
-    nodes = sum(len(levels) for levels in population)
-    assert distinct_share(population) == result.sublayer_evaluations / nodes
-
-
 def planner(
     target: Target,
     config: LlamaConfig,
@@ -118,12 +85,15 @@ def test_structures_kept_on_the_device_are_planned_for() -> None:
     config = LlamaConfig()
     sizes = SplitSizes(4096, 1 << 20, 131072, 286720)
 
-    def held(most: float) -> float:
+    def made(most: float) -> Planner:
         search = EvolutionarySearch(KdLogits(), structure_cache_bytes=most)
-        stages = planner(SelfTarget(), config, sizes, search).plan().stages
+        return planner(SelfTarget(), config, sizes, search)
+
+    def held(most: float) -> float:
+        stages = made(most).plan().stages
         return next(stage.memory for stage in stages if stage.name == "search")
 
-    supernet = structure_bytes(shape_of(config), [share / 8 for share in range(9)], 2)
+    supernet = max(supernet_bytes(shape_of(config), grid, 2) for grid in made(0).grids)
     assert held(1e9) == held(0) + 1e9
     assert held(1e15) == held(0) + supernet  # no more than there is
 

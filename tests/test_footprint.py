@@ -11,7 +11,14 @@ import torch
 from tests.cli import run_cli
 from tyr import footprint as module
 from tyr.errors import ConfigError
-from tyr.footprint import Held, WeightBytes, check_memory, footprint, smallest_budget
+from tyr.footprint import (
+    NOTHING,
+    Held,
+    WeightBytes,
+    check_memory,
+    footprint,
+    smallest_budget,
+)
 from tyr.model.placement import MemorySettings
 
 CPU = torch.device("cpu")
@@ -90,6 +97,66 @@ def test_the_refusal_says_what_other_settings_would_need(monkeypatch: pytest.Mon
     assert "needs 1,330" in str(refused.value)
     assert "with model.offload=disk, 235" in str(refused.value)
     assert "model.host_state_bytes=0, 170" in str(refused.value)
+
+
+SHARED = (Held(50, states=60, others=Held(10, states=60)), Held(90, others=NOTHING))
+
+
+def test_processes_on_one_machine_add_up_on_a_cpu_and_not_on_accelerators() -> None:
+    one = footprint(WEIGHTS, SHARED, memory("none"), CPU)
+    three = footprint(WEIGHTS, SHARED, memory("none"), CPU, processes=3)
+    assert one.device == 900 + 110
+    assert three.device == 900 + 110 + 2 * (900 + 70)
+    on_gpus = footprint(WEIGHTS, SHARED, memory("cpu", 0, 25), GPU, processes=3)
+    assert on_gpus.device == 120 + 90
+    assert on_gpus.host == 3 * (900 + 25)
+    assert on_gpus.file == 3 * 35
+    same = footprint(WEIGHTS, STAGES, memory("none"), CPU, processes=2)
+    assert same.device == 2 * footprint(WEIGHTS, STAGES, memory("none"), CPU).device
+
+
+def test_the_memory_of_all_processes_is_refused_per_process_and_in_total(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "rss_bytes", lambda: 1000)
+    monkeypatch.setattr(module, "LIBRARIES", 0)
+    monkeypatch.setattr(module, "SLACK", 0)
+    least = 1010 + 970 + 2 * 1000
+    enough, small = (MemorySettings(memory_budget=budget) for budget in (least, least - 1))
+    check_memory(WEIGHTS, SHARED, enough, CPU, processes=2)
+    check_memory(WEIGHTS, SHARED, small, CPU)
+    with pytest.raises(ConfigError) as refused:
+        check_memory(WEIGHTS, SHARED, small, CPU, processes=2)
+    said = str(refused.value)
+    assert f"needs {least:,}: the smallest model.memory_budget that works for its 2" in said
+    assert "processes together, of which the first takes 2,010" in said
+    assert "lower trainer.devices" in said
+
+
+def test_free_memory_is_that_of_the_machine_for_all_its_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "rss_bytes", lambda: 1000)
+    monkeypatch.setattr(module, "LIBRARIES", 0)
+    for free, processes in ((1010, 1), (1980, 2)):
+        monkeypatch.setattr(module, "free_bytes", lambda device, free=free: free)
+        check_memory(WEIGHTS, SHARED, memory("none"), CPU, processes=processes)
+        monkeypatch.setattr(module, "free_bytes", lambda device, free=free: free - 1)
+        with pytest.raises(ConfigError, match="the system has"):
+            check_memory(WEIGHTS, SHARED, memory("none"), CPU, processes=processes)
+
+
+def test_host_memory_beside_accelerators_is_refused_for_all_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "free_bytes", lambda device: 10**6)
+    monkeypatch.setattr(module, "available_bytes", lambda: 1000)
+    check_memory(WEIGHTS, SHARED, memory("cpu"), GPU)
+    with pytest.raises(ConfigError, match="beside cuda for its 2 processes together and 1,000"):
+        check_memory(WEIGHTS, SHARED, memory("cpu"), GPU, processes=2)
+    monkeypatch.setattr(module, "free_bytes", lambda device: 10)
+    with pytest.raises(ConfigError, match="works, for each of its 2 processes"):
+        check_memory(WEIGHTS, SHARED, memory("none"), GPU, processes=2)
 
 
 class Loaded(Exception):

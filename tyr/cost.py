@@ -111,9 +111,3 @@ def greedy_flops(width: int, outputs: int, kept: Sequence[float]) -> float:
     nested = most**3 / 3 + most**2 * outputs  # one factor, one forward substitution
     solves = sum(size**2 * outputs for size in rows)
     return factor_and_invert + downdates + gradient + nested + solves
-
-
-def structure_bytes(shape: Shape, kept: Sequence[float], itemsize: int) -> float:
-    """A supernet on disk: kept columns of every level of every sublayer, without indices."""
-    widths = sum(shape.inputs(kind) for kind in KINDS)
-    return shape.blocks * widths * shape.hidden * itemsize * sum(kept)

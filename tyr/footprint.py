@@ -15,15 +15,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tyr.cost import Shape
 from tyr.devices import free_bytes
 from tyr.errors import ConfigError
 from tyr.memory import available_bytes, rss_bytes
 from tyr.model.placement import MemorySettings
 
-SOLVE_BYTES = 8  # float64 on CPU; on accelerators factorisations take 4, which this overstates
 RESIDENT_BLOCKS = 2  # the one at work and the one that is read ahead
-EVALUATION_BATCH = 8192  # positions; evaluators say it themselves only when they run
 LIBRARIES = 150e6  # bytes that imports still to come and the allocator take, measured
 SLACK = 20_000_000  # added to what a message recommends: the next process is not quite this size
 
@@ -50,19 +47,21 @@ class WeightBytes:
 
 @dataclass(frozen=True)
 class Held:
-    """What one stage holds beside the dense weights.
+    """What one stage holds beside the dense weights, in the first process of a run.
 
     Args:
         working: bytes on the computing device that no setting moves away.
         states: hidden states.
         walking: hidden states of a walk, only there when blocks come and go.
         sliced: a pruned copy of the blocks, only there when they do not.
+        others: what each other process holds meanwhile; None: as much as the first.
     """
 
     working: float
     states: float = 0.0
     walking: float = 0.0
     sliced: float = 0.0
+    others: Held | None = None
 
 
 NOTHING = Held(0.0)
@@ -70,12 +69,12 @@ NOTHING = Held(0.0)
 
 @dataclass(frozen=True)
 class Footprint:
-    """Most bytes held at once.
+    """Most bytes held at once by the processes of a run on one machine.
 
     Args:
-        device: on the computing device.
-        host: in host memory beside it; on a CPU device that is the same memory.
-        file: of hidden states in a file.
+        device: on a computing device; on a CPU device of all processes, on an accelerator of one.
+        host: in host memory beside it, of all; on a CPU device that is the same memory.
+        file: of hidden states in files, of all.
     """
 
     device: float
@@ -89,136 +88,159 @@ class Footprint:
 
 
 def footprint(
-    weights: WeightBytes, stages: Sequence[Held], memory: MemorySettings, device: torch.device
+    weights: WeightBytes,
+    stages: Sequence[Held],
+    memory: MemorySettings,
+    device: torch.device,
+    *,
+    processes: int = 1,
 ) -> Footprint:
-    """The largest of the stages, under the given settings."""
-    offload = memory.on(device)
-    offloaded = offload != "none"
-    resident = min(weights.blocks, RESIDENT_BLOCKS) if offloaded else weights.blocks
-    on_device = weights.outside + resident * weights.block
-    on_host = weights.total if offload == "cpu" else 0.0
-    held = []
-    for stage in stages:
-        states = stage.states + (stage.walking if offloaded else 0.0)
-        kept = min(states, _limit(memory.device_state_bytes))
-        beside = min(states - kept, _limit(memory.host_state_bytes))
-        working = stage.working + (0.0 if offloaded else stage.sliced)
-        rest = states - kept - beside
-        held.append(Footprint(on_device + working + kept, on_host + beside, rest))
+    """The largest of the stages, under the given settings.
+
+    Args:
+        weights: of the dense model, which every process has.
+        stages: what they hold.
+        memory: where weights and hidden states are kept, by each process.
+        device: computing device.
+        processes: of the run on this machine.
+    """
+    held = [
+        Footprint(*placed(weights, stage, memory, device, processes=processes)) for stage in stages
+    ]
     parts = zip(*((h.device, h.host, h.file) for h in held), strict=True)
     return Footprint(*(max(part) for part in parts))
 
 
-def smallest_budget(needed: Footprint, device: torch.device) -> int:
+def placed(
+    weights: WeightBytes,
+    stage: Held,
+    memory: MemorySettings,
+    device: torch.device,
+    *,
+    processes: int = 1,
+) -> tuple[float, float, float]:
+    """One stage's bytes on a device, in host memory and in files; arguments as in `footprint`."""
+    first = _placed(weights, stage, memory, device)
+    if processes == 1:
+        return first
+    other = _placed(weights, stage.others or stage, memory, device)
+    added = [a + (processes - 1) * b for a, b in zip(first, other, strict=True)]
+    on_device = added[0] if device.type == "cpu" else max(first[0], other[0])
+    return on_device, added[1], added[2]
+
+
+def _placed(
+    weights: WeightBytes, stage: Held, memory: MemorySettings, device: torch.device
+) -> tuple[float, float, float]:
+    """The same of one process."""
+    offload = memory.on(device)
+    offloaded = offload != "none"
+    resident = min(weights.blocks, RESIDENT_BLOCKS) if offloaded else weights.blocks
+    states = stage.states + (stage.walking if offloaded else 0.0)
+    kept = min(states, _limit(memory.device_state_bytes))
+    beside = min(states - kept, _limit(memory.host_state_bytes))
+    working = stage.working + (0.0 if offloaded else stage.sliced)
+    on_device = weights.outside + resident * weights.block + working + kept
+    on_host = (weights.total if offload == "cpu" else 0.0) + beside
+    return on_device, on_host, states - kept - beside
+
+
+def smallest_budget(needed: Footprint, device: torch.device, *, processes: int = 1) -> int:
     """The least `model.memory_budget` that a run with this footprint passes."""
     if device.type == "cpu":
-        return int(needed.memory + LIBRARIES) + rss_bytes()
+        return int(needed.memory) + processes * (int(LIBRARIES) + rss_bytes())
     return int(needed.device)
 
 
 def check_memory(
-    weights: WeightBytes, stages: Sequence[Held], memory: MemorySettings, device: torch.device
+    weights: WeightBytes,
+    stages: Sequence[Held],
+    memory: MemorySettings,
+    device: torch.device,
+    *,
+    processes: int = 1,
 ) -> None:
     """Refuse a run that needs more memory than it may have, before weights are read.
+
+    Args:
+        weights: see `footprint`, as the others.
 
     Raises:
         ConfigError: it does not fit; the message has the smallest budget that works.
     """
-    needed = footprint(weights, stages, memory, device)
-    least = smallest_budget(needed, device)
-    given = _given(memory, device)
-    if given is not None and least > given:
+    asked = _Asked(weights, stages, device, processes)
+    needed = footprint(weights, stages, memory, device, processes=processes)
+    given = _given(memory, device, processes)
+    if given is not None and smallest_budget(needed, device, processes=processes) > given:
         whose = "the system has" if memory.memory_budget is None else "model.memory_budget is"
         raise ConfigError(
-            f"{whose} {given:,.0f} bytes on {device}, but this run needs {least + SLACK:,}: the "
-            f"smallest model.memory_budget that works"
-            f"{_alternatives(weights, stages, memory, device)}"
+            f"{whose} {given:,.0f} bytes on {device}, but this run needs {asked.least(memory):,}: "
+            f"the smallest model.memory_budget that works{asked.shares(memory)}"
+            f"{asked.alternatives(memory)}"
         )
     beside = available_bytes()
     if device.type != "cpu" and beside is not None and needed.host > beside:
         raise ConfigError(
-            f"this run needs {needed.host:,.0f} bytes of host memory beside {device} and "
-            f"{beside:,} are free: lower model.host_state_bytes, or use model.offload=disk"
+            f"this run needs {needed.host:,.0f} bytes of host memory beside {device}"
+            f"{asked.together()} and {beside:,} are free: lower model.host_state_bytes, or use "
+            f"model.offload=disk"
         )
 
 
-def _given(memory: MemorySettings, device: torch.device) -> float | None:
-    """Bytes that the process may take on the device in all, or None if nobody knows."""
+@dataclass(frozen=True)
+class _Asked:
+    """A run whose memory is checked, as the messages speak of it."""
+
+    weights: WeightBytes
+    stages: Sequence[Held]
+    device: torch.device
+    processes: int
+
+    def least(self, memory: MemorySettings, *, processes: int | None = None) -> int:
+        """The smallest budget to recommend, a little above the one that passes now."""
+        count = processes or self.processes
+        needed = footprint(self.weights, self.stages, memory, self.device, processes=count)
+        return smallest_budget(needed, self.device, processes=count) + count * SLACK
+
+    def together(self) -> str:
+        """Whose memory it is."""
+        return "" if self.processes == 1 else f" for its {self.processes} processes together"
+
+    def shares(self, memory: MemorySettings) -> str:
+        """What of it one process needs."""
+        if self.processes == 1:
+            return ""
+        if self.device.type != "cpu":
+            return f", for each of its {self.processes} processes"
+        one = self.least(memory, processes=1)
+        return f"{self.together()}, of which the first takes {one:,}"
+
+    def alternatives(self, memory: MemorySettings) -> str:
+        """What other settings would need."""
+        streamed = replace(memory, offload="disk")
+        filed = replace(streamed, device_state_bytes=0, host_state_bytes=0)
+        word = "model.offload=disk"
+        words = word, f"{word} model.device_state_bytes=0 model.host_state_bytes=0"
+        shown, before = "", self.least(memory)
+        for settings, word in zip((streamed, filed), words, strict=True):
+            least = self.least(settings)
+            if least < before:
+                shown += f"; with {word}, {least:,}"
+                before = least
+        if self.processes > 1 and self.device.type == "cpu":
+            shown += "; every process holds the model: lower trainer.devices"
+        return shown or "; lower data.calibration_tokens, supernet.feature_bytes or batch_tokens"
+
+
+def _given(memory: MemorySettings, device: torch.device, processes: int) -> float | None:
+    """Bytes that the processes may take on the device in all, or None if nobody knows."""
     if memory.memory_budget is not None:
         return memory.memory_budget
     free = free_bytes(device)
     if free is None:
         return None
-    return float(free + rss_bytes()) if device.type == "cpu" else float(free)
-
-
-def _alternatives(
-    weights: WeightBytes, stages: Sequence[Held], memory: MemorySettings, device: torch.device
-) -> str:
-    """What other settings would need, for the message."""
-    streamed = replace(memory, offload="disk")
-    filed = replace(streamed, device_state_bytes=0, host_state_bytes=0)
-    word = "model.offload=disk"
-    words = word, f"{word} model.device_state_bytes=0 model.host_state_bytes=0"
-    shown, before = "", smallest_budget(footprint(weights, stages, memory, device), device)
-    for settings, word in zip((streamed, filed), words, strict=True):
-        least = smallest_budget(footprint(weights, stages, settings, device), device)
-        if least < before:
-            shown += f"; with {word}, {least + SLACK:,}"
-            before = least
-    return shown or "; lower data.calibration_tokens, supernet.feature_bytes or batch_tokens"
+    return float(free + processes * rss_bytes()) if device.type == "cpu" else float(free)
 
 
 def _limit(size: float | None) -> float:
     return float("inf") if size is None else float(size)
-
-
-def activation_bytes(shape: Shape, tokens: int, itemsize: int) -> float:
-    """A batch inside a sublayer at its widest: gate, up, their product and their parts."""
-    ffn = 4 * shape.ffn
-    attention = 4 * (shape.heads + shape.kv_heads) * shape.head_size
-    return float(tokens * (max(ffn, attention) + 4 * shape.hidden) * itemsize)
-
-
-def logit_bytes(shape: Shape, tokens: int, device_type: str) -> float:
-    """One chunk of positions: logits, log-probabilities and their parts, float32."""
-    elements = 1 << 21 if device_type == "cpu" else 1 << 27  # tyr/losses.py
-    return 4.0 * 4 * min(max(elements, shape.vocabulary), tokens * shape.vocabulary)
-
-
-def solving_bytes(
-    shape: Shape, width: int, kept: Sequence[float], *, storage: int, corrected: bool
-) -> float:
-    """Statistics of one sublayer, the greedy pass, and the structures of all levels.
-
-    Args:
-        shape: sizes of the decoder.
-        width: d.
-        kept: fraction of the units that each level keeps.
-        storage: bytes of a stored value.
-        corrected: whether the moments with the dense stream are there too.
-    """
-    square, tall = width**2, width * shape.hidden
-    moments = SOLVE_BYTES * ((2 * square + tall) if corrected else square)
-    solve = SOLVE_BYTES * (4 * square + 3 * tall)
-    levels = (SOLVE_BYTES + 2 * storage) * tall * sum(kept)
-    return float(moments + solve + levels)
-
-
-def held_to_measure(
-    shape: Shape, tokens: int, itemsize: int, *, device_type: str, pruned: float | None = None
-) -> Held:
-    """Measuring the dense model, or a pruned one beside it.
-
-    Args:
-        shape: sizes of the decoder.
-        tokens: of the evaluation text.
-        itemsize: bytes of a value in compute precision.
-        device_type: of the computing device.
-        pruned: fraction of the blocks' weights that the pruned model has.
-    """
-    batch = min(tokens, EVALUATION_BATCH)
-    working = activation_bytes(shape, batch, itemsize) + logit_bytes(shape, batch, device_type)
-    models = 1 if pruned is None else 2
-    sliced = shape.blocks * shape.block_parameters * itemsize * (pruned or 0.0)
-    return Held(working, walking=float(models * tokens * shape.hidden * itemsize), sliced=sliced)

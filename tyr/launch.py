@@ -22,7 +22,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from tyr.ceilings import Ceilings, measure_ceilings
+from tyr.ceilings import measure_ceilings
 from tyr.data import SplitSizes, TokenSplits, check_context
 from tyr.devices import device_name
 from tyr.errors import ConfigError, ModelError
@@ -33,12 +33,13 @@ from tyr.footprint import check_memory
 from tyr.model.architecture import unit_counts
 from tyr.model.source import ModelSource
 from tyr.pipeline import Method, Pipeline
-from tyr.planner import Planner, RunPlan, as_content
+from tyr.planner import Planner
 from tyr.processes import Processes
+from tyr.run_plan import RunPlan, as_content
 from tyr.rundir import RunDirectory
 from tyr.session import Provenance, Session
 from tyr.sparsity import Allocation, budget_notes, uniform_allocation
-from tyr.trainer import Trainer, connect, job_line
+from tyr.trainer import Machines, Trainer, connect, job_line
 
 logger = logging.getLogger(__name__)
 
@@ -99,10 +100,11 @@ def launch(
     sparsity = job.config["sparsity"]
     check_plan(method, source, data, sparsity=sparsity)
     check_shares(data.sizes, trainer)
+    machines = trainer.machines()
     line = job_line(job.config_yaml, job.path, job.command)
     with connect(trainer, line) as (device, processes):
         prepared = processes.broadcast(
-            lambda: prepare(method, source, data, job, device=device, count=processes.size)
+            lambda: prepare(method, source, data, job, device=device, machines=machines)
         )
         decoder = source.load(
             device=device, attention_unit=method.supernet.attention_unit, scratch=prepared.path
@@ -147,7 +149,7 @@ def prepare(
     job: Job,
     *,
     device: torch.device,
-    count: int,
+    machines: Machines,
 ) -> Prepared:
     """Read the text and open the run directory.
 
@@ -157,7 +159,7 @@ def prepare(
         data: where the text comes from.
         job: the run as it was asked for.
         device: of the first process.
-        count: number of processes.
+        machines: the processes of the run.
 
     Raises:
         TyrError: the text is too small or changed, or the directory holds another run.
@@ -165,12 +167,14 @@ def prepare(
     config, path = job.config, job.path
     splits = data.load(source.tokenizer())
     method.search.check_text(len(splits.search), splits.search.shape[1])
-    plan = plan_run(method, source, data, sparsity=config["sparsity"], device=device)
-    check_memory(plan.weights, [stage.held for stage in plan.stages], source.memory, device)
+    sparsity = config["sparsity"]
+    plan = plan_run(method, source, data, sparsity=sparsity, device=device, machines=machines)
+    held = [stage.held for stage in plan.stages]
+    check_memory(plan.weights, held, source.memory, device, processes=machines.devices)
     run_dir = RunDirectory(path)
     resumed = run_dir.start(job.config_yaml, resume=config["resume"])
     run_dir.check_inputs(splits.fingerprint)
-    environment = describe_environment(device, config["seed"], processes=count)
+    environment = describe_environment(device, config["seed"], processes=machines.size)
     write_json(path / "environment.json", environment)
     if not resumed:
         ceilings = measure_ceilings(device, source.precisions(device)[1])
@@ -216,19 +220,6 @@ def check_plan(method: Method, source: ModelSource, data: DataSource, *, sparsit
     check_context(data.sizes.sequence_length, config.max_position_embeddings)
 
 
-def make_plan(
-    method: Method,
-    source: ModelSource,
-    data: DataSource,
-    *,
-    sparsity: float,
-    device: torch.device,
-) -> tuple[RunPlan, Ceilings]:
-    """What a run that passed `check_plan` will cost, and what the device can do."""
-    plan = plan_run(method, source, data, sparsity=sparsity, device=device)
-    return plan, measure_ceilings(device, source.precisions(device)[1])
-
-
 def plan_run(
     method: Method,
     source: ModelSource,
@@ -236,6 +227,7 @@ def plan_run(
     *,
     sparsity: float,
     device: torch.device,
+    machines: Machines,
 ) -> RunPlan:
     """What a run that passed `check_plan` will cost."""
     storage, compute = source.precisions(device)
@@ -247,7 +239,7 @@ def plan_run(
         storage=storage,
         compute=compute,
     )
-    return planner.plan(source.memory, device)
+    return planner.plan(source.memory, device, machines)
 
 
 def describe_environment(device: torch.device, seed: int, *, processes: int = 1) -> dict[str, Any]:

@@ -1,98 +1,48 @@
 """The plan of a run: what each stage will compute, hold and write, before anything runs.
 
-Counts come from `tyr/cost.py` for the shapes and settings of this run; the distinct trie nodes of
-the search are found by drawing populations with the search's own mutation. Seconds are counts over
-measured ceilings (`tyr/ceilings.py`): what an idle machine could do at best, not a forecast.
+Counts come from `tyr/cost.py`, `tyr/holding.py`, `tyr/disk_use.py` and `tyr/search/counts.py` for
+the shapes and settings of this run; grids are those around the uniform allocation, as nobody knows
+where a search will go. Seconds are counts over measured ceilings (`tyr/ceilings.py`): what an idle
+machine could do at best, not a forecast. Tasks and latency of an evaluator are not counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
+from functools import cached_property
 
 import torch
 from transformers import PretrainedConfig
 
 from tyr.calibrate.statistics import strip_width
-from tyr.ceilings import Ceilings
-from tyr.cost import Shape, greedy_flops, hessian_flops, structure_bytes
+from tyr.cost import Shape, greedy_flops, hessian_flops
 from tyr.data import SplitSizes
-from tyr.footprint import (
-    NOTHING,
-    Footprint,
-    Held,
-    WeightBytes,
-    activation_bytes,
-    footprint,
+from tyr.disk_use import DiskUse, most_on_disk, supernet_bytes
+from tyr.export.checkpoint import NoExport
+from tyr.footprint import NOTHING, WeightBytes, footprint, placed
+from tyr.holding import (
+    Workload,
+    also_working,
+    beside,
     held_to_measure,
-    logit_bytes,
-    solving_bytes,
+    held_to_prune,
+    held_to_search,
+    larger,
 )
 from tyr.model.architecture import head_size, unit_counts
 from tyr.model.placement import MemorySettings
 from tyr.pipeline import Method
-from tyr.randomness import derive_generator
-from tyr.search.mutation import Levels, mutate
-from tyr.sparsity import KINDS, SublayerId, uniform_allocation
-
-SIMULATED_POPULATIONS = 3
+from tyr.run_plan import RunPlan, StagePlan
+from tyr.search.counts import SearchCounts, count_search
+from tyr.search_plan import search_parts
+from tyr.sparsity import KINDS, LevelGrid, SublayerId, uniform_allocation
+from tyr.supernet.finish import single_level_grid
+from tyr.trainer import Machines
 
 _IN_MEMORY = MemorySettings()
 _CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """Work of one stage.
-
-    Args:
-        name: as in the clock of a run: dense, supernet, search, finish, evaluation.
-        times: how often it comes.
-        compute: floating-point operations in compute precision, once.
-        solve: floating-point operations in the precision of factorisations, once.
-        disk: bytes written, once.
-        held: most bytes held beside the dense weights.
-    """
-
-    name: str
-    times: int
-    compute: float
-    solve: float = 0.0
-    disk: float = 0.0
-    held: Held = NOTHING
-
-    @property
-    def memory(self) -> float:
-        """Bytes beside the dense weights, wherever they are."""
-        return self.held.working + self.held.states
-
-    def seconds(self, ceilings: Ceilings) -> float:
-        """Least time for all of it."""
-        return self.times * (self.compute / ceilings.compute + self.solve / ceilings.solve)
-
-
-@dataclass(frozen=True)
-class RunPlan:
-    """Work of a run.
-
-    Args:
-        stages: in order.
-        weights: in compute precision.
-        footprint: most memory held at once.
-        disk_bytes: the largest supernet and the exported model.
-        shares: distinct trie nodes per search stage, as a fraction of the candidates' nodes.
-    """
-
-    stages: tuple[StagePlan, ...]
-    weights: WeightBytes
-    footprint: Footprint
-    disk_bytes: float
-    shares: tuple[float, ...]
-
-    @property
-    def memory_bytes(self) -> float:
-        """Weights and the largest stage, on the device and in host memory."""
-        return self.footprint.memory
+_ALONE = Machines(devices=1, num_nodes=1, started=True)
 
 
 def shape_of(config: PretrainedConfig) -> Shape:
@@ -138,164 +88,195 @@ class Planner:
         self.storage, self.compute = storage.itemsize, compute.itemsize
         units = unit_counts(config, method.supernet.attention_unit)
         uniform = uniform_allocation(sparsity, units, method.supernet.layout)
-        self.grid = method.supernet.grid(uniform, units, iteration=0)
+        self.single = single_level_grid(units, uniform)
+        # Without a generation nothing moves, and only the last iteration builds its supernet.
+        first = 0 if method.search.generations else max(0, method.iterations - 1)
+        self.grids = [
+            method.supernet.grid(uniform, units, iteration)
+            for iteration in range(first, method.iterations)
+        ]
 
-    def plan(self, memory: MemorySettings = _IN_MEMORY, device: torch.device = _CPU) -> RunPlan:
+    def plan(
+        self,
+        memory: MemorySettings = _IN_MEMORY,
+        device: torch.device = _CPU,
+        machines: Machines = _ALONE,
+    ) -> RunPlan:
         """Every stage.
 
         Args:
             memory: where weights and hidden states are kept.
             device: computing device.
+            machines: processes that share the work.
         """
-        levels = self._levels()
-        finish = self._pruning("finish", [self.kept], device)
-        iterations = self.method.iterations
-        stages = [self._dense(device)]
-        if iterations:
-            stages += [replace(self._pruning("supernet", levels, device), times=iterations)]
-            stages += [replace(self._search(levels, device), times=iterations)]
-        stages += [finish, self._evaluation(finish, device)]
-        weights = self._weights()
-        written = structure_bytes(self.shape, levels, self.storage) if iterations else 0.0
+        load = Workload(
+            self.shape, self.sizes, self.storage, self.compute, device.type, machines.size
+        )
+        weights, local = self._weights(), machines.devices
+        resident = sum(placed(weights, NOTHING, memory, device)[:2])
+        # Processes on one CPU share its cores; every accelerator has its own.
+        devices = machines.num_nodes if device.type == "cpu" else machines.size
+        stages = [
+            replace(
+                stage,
+                devices=devices,
+                memory=sum(placed(weights, stage.held, memory, device)[:2]) - resident,
+            )
+            for stage in self._stages(load)
+        ]
+        held = [stage.held for stage in stages]
+        files = {
+            stage.name: placed(weights, stage.held, memory, device, processes=local)[2]
+            for stage in stages
+        }
         return RunPlan(
             stages=tuple(stages),
             weights=weights,
-            footprint=footprint(weights, [stage.held for stage in stages], memory, device),
-            disk_bytes=written + self._exported_bytes(),
-            shares=self._shares(),
+            resident=resident,
+            footprint=footprint(weights, held, memory, device, processes=local),
+            process=footprint(weights, held, memory, device),
+            processes=local,
+            disk=self._disk(files),
+            shares=tuple(call.share for call in self.searches[0].stages) if self.searches else (),
+            upper=self._upper(),
         )
 
-    def _levels(self) -> list[float]:
+    @cached_property
+    def searches(self) -> list[SearchCounts]:
+        """What each iteration's search evaluates."""
+        search, counted = self.method.search, dict[tuple[tuple[int, int], ...], SearchCounts]()
+        for bounds in (grid.bounds() for grid in self.grids):
+            if bounds not in counted:
+                counted[bounds] = count_search(search, bounds, self.sizes)
+        return [counted[grid.bounds()] for grid in self.grids]
+
+    def _stages(self, load: Workload) -> list[StagePlan]:
+        """In order, with the teacher's states, once they are there, in all that follow."""
+        once = self._pruning("finish", [self.single], load)
+        finish = once if self._reprunes() else StagePlan("finish", 1, 0.0)
+        stages, teacher = [self._dense(load)], 0.0
+        if self.grids:
+            supernet = self._pruning("supernet", self.grids, load)
+            if self.method.search.generations:
+                teacher = (1 + self._observed()) * load.search_states
+            again = teacher if len(self.grids) > 1 else 0.0
+            stages += [replace(supernet, held=beside(supernet.held, again))]
+            stages += [self._search(load)] if teacher else []
+        last = (finish, self._evaluation(once, load))
+        return [*stages, *(replace(stage, held=beside(stage.held, teacher)) for stage in last)]
+
+    def _kept(self, grid: LevelGrid) -> list[float]:
         """Fraction of units that each level keeps, for a sublayer at the centre of the grid."""
         sublayer = SublayerId(self.shape.blocks // 2, "ffn")
-        width = self.grid.units[sublayer]
-        return [1 - removed / width for removed in self.grid.levels(sublayer).values()]
+        width = grid.units[sublayer]
+        return [1 - removed / width for removed in grid.levels(sublayer).values()]
 
     def _weights(self) -> WeightBytes:
         blocks, block = self.shape.blocks, self.shape.block_parameters
         outside = self.shape.parameters - blocks * block
         return WeightBytes(float(outside * self.compute), float(block * self.compute), blocks)
 
-    def _dense(self, device: torch.device) -> StagePlan:
+    def _observed(self) -> int:
+        return len(self.method.search.objective.observed_blocks(self.shape.blocks))
+
+    def _dense(self, load: Workload) -> StagePlan:
         tokens, length = self.sizes.evaluation_tokens, self.sizes.sequence_length
         flops = self.shape.forward_flops(tokens, length) + self.shape.vocabulary_flops(tokens)
-        held = held_to_measure(self.shape, tokens, self.compute, device_type=device.type)
-        return StagePlan("dense", 1, flops, held=held)
+        held = held_to_measure(load)
+        return StagePlan("dense", 1, flops, held=held, tokens=tokens, alone=flops)
 
-    def _pruning(self, name: str, levels: Sequence[float], device: torch.device) -> StagePlan:
-        """One walk of the calibration stream with a greedy pass at every sublayer."""
+    def _pruning(self, name: str, grids: Sequence[LevelGrid], load: Workload) -> StagePlan:
+        """Walks of the calibration stream with a greedy pass at every sublayer, one per grid."""
         tokens, length = self.sizes.calibration_tokens, self.sizes.sequence_length
-        settings, target = self.method.supernet, self.method.pruner.target
-        streams = 2 if target.needs_dense_stream else 1
+        settings, corrected = self.method.supernet, self.method.pruner.target.needs_dense_stream
+        streams = 2 if corrected else 1
+        levels = [self._kept(grid) for grid in grids]
         compute = solve = 0.0
         for kind in KINDS:
             width = self.shape.inputs(kind)
             features = self.shape.feature_flops(kind, tokens, length)
             again = max(0.0, 1 - settings.feature_bytes / (tokens * width * self.compute))
             moved = features * (1 + again) + self.shape.output_flops(kind, tokens)
-            hessian = hessian_flops(width, tokens, strip_width(device.type))
+            hessian = hessian_flops(width, tokens, strip_width(load.device_type))
             compute += self.shape.blocks * (streams * moved + hessian)
-            if streams == 2:
+            if corrected:
                 compute += self.shape.blocks * 2.0 * tokens * width * (width + self.shape.hidden)
-            solve += self.shape.blocks * greedy_flops(width, self.shape.hidden, levels)
-        widest = max(self.shape.inputs(kind) for kind in KINDS)
-        hidden = float(streams * tokens * self.shape.hidden * self.compute)
-        working = float(streams * min(settings.feature_bytes, tokens * widest * self.compute))
-        batch = min(tokens, settings.batch_tokens)
-        working += activation_bytes(self.shape, batch, self.compute)
-        working += solving_bytes(
-            self.shape, widest, levels, storage=self.storage, corrected=streams == 2
-        )
-        disk = structure_bytes(self.shape, levels, self.storage)
-        return StagePlan(name, 1, compute, solve, disk, Held(working, hidden))
+            solves = [greedy_flops(width, self.shape.hidden, kept) for kept in levels]
+            solve += self.shape.blocks * sum(solves) / len(grids)
+        most = max(levels, key=sum)
+        held = held_to_prune(load, settings, most, corrected=corrected)
+        disk = max(supernet_bytes(self.shape, grid, self.storage) for grid in grids)
+        return StagePlan(name, len(grids), compute, solve, disk, held, tokens)
 
-    def _search(self, levels: Sequence[float], device: torch.device) -> StagePlan:
-        """All generations of one iteration, and the teacher's states."""
-        search, shape, length = self.method.search, self.shape, self.sizes.sequence_length
-        one = frontier = 0.0
-        for stage, share, count in zip(search.stages, self._shares(), self._counts(), strict=True):
-            tokens = stage.num_tokens
-            sliced = shape.forward_flops(tokens, min(length, tokens), self.kept)
-            one += count * share * sliced + (count + 1) * shape.vocabulary_flops(tokens)
-            # States before and after a sublayer; the copies after the final norm come later.
-            frontier = max(frontier, 2 * count * tokens * shape.hidden * self.compute)
-        # The teacher's states are computed once and serve every iteration.
-        teacher = shape.forward_flops(self.sizes.search_tokens, length) / self.method.iterations
-        observed = len(search.objective.observed_blocks(shape.blocks))
-        states = float(self.sizes.search_tokens * shape.hidden * self.compute)
-        largest = max(stage.num_tokens for stage in search.stages)
-        working = frontier + logit_bytes(shape, largest, device.type)
-        working += activation_bytes(shape, min(largest, search.batch_tokens), self.compute)
-        sliced = shape.block_parameters * self.compute * max(levels)
-        stored = shape.ffn * shape.hidden * self.storage * sum(levels)
-        kept = min(search.structure_cache_bytes, structure_bytes(shape, levels, self.storage))
-        working += sliced + stored + kept
-        held = Held(working, (1 + observed) * states, walking=states)
-        return StagePlan("search", 1, search.generations * one + teacher, held=held)
-
-    def _evaluation(self, pruning: StagePlan, device: torch.device) -> StagePlan:
-        """The uniform baseline is pruned, then each model is measured beside the teacher."""
-        tokens, length = self.sizes.evaluation_tokens, self.sizes.sequence_length
-        pair = self.shape.forward_flops(tokens, length) * (1 + self.kept)
-        measured = pair + 3 * self.shape.vocabulary_flops(tokens)
-        one = pruning.held
-        two = held_to_measure(
-            self.shape, tokens, self.compute, device_type=device.type, pruned=self.kept
-        )
-        held = Held(
-            max(one.working, two.working),
-            states=one.states,
-            walking=max(0.0, two.walking - one.states),
-            sliced=two.sliced,
-        )
-        flops = pruning.compute + 3 * measured
-        return StagePlan("evaluation", 1, flops, pruning.solve, held=held)
-
-    def _counts(self) -> list[int]:
-        """Candidates that enter each stage; the parent joins the last."""
+    def _search(self, load: Workload) -> StagePlan:
+        """All generations, and the teacher's states."""
+        counts, iterations = self.searches, len(self.grids)
+        parts = search_parts(self.shape, counts, self.sizes, kept=self.kept)
         search = self.method.search
-        entering = [search.offspring, *(stage.survivors for stage in search.stages[:-1])]
-        entering[-1] += 1
-        return entering
+        held = held_to_search(
+            load,
+            [call for count in counts for call in count.calls],
+            max((self._kept(grid) for grid in self.grids), key=sum),
+            batch_tokens=search.batch_tokens,
+            observed=self._observed(),
+            by_sequence=search.objective.averages_sequences,
+        )
+        supernets = [supernet_bytes(self.shape, grid, self.storage) for grid in self.grids]
+        held = also_working(held, min(search.structure_cache_bytes, max(supernets)))
+        return StagePlan(
+            "search",
+            iterations,
+            sum(part.compute for part in parts) / iterations,
+            held=held,
+            tokens=sum(count.evaluated_tokens for count in counts) / iterations,
+            parts=tuple(parts),
+        )
 
-    def _shares(self) -> tuple[float, ...]:
-        """Distinct trie nodes over all nodes, mean over a few drawn populations."""
-        bounds, search = self.grid.bounds(), self.method.search
-        parent: Levels = (0,) * len(bounds)
-        totals = [0.0] * len(search.stages)
-        for number in range(SIMULATED_POPULATIONS):
-            rng = derive_generator(0, "plan", number)
-            population = [
-                mutate(parent, bounds, rng, max_shifts=search.max_shifts)
-                for _ in range(search.offspring)
-            ]
-            for index, count in enumerate(self._counts()):
-                chosen = [
-                    population[int(i)] for i in torch.randperm(len(population), generator=rng)
-                ]
-                totals[index] += distinct_share(chosen[:count]) / SIMULATED_POPULATIONS
-        return tuple(totals)
+    def _evaluation(self, pruning: StagePlan, load: Workload) -> StagePlan:
+        """The baselines are pruned, then each model is measured beside the teacher."""
+        tokens, length = self.sizes.evaluation_tokens, self.sizes.sequence_length
+        models, prunings = 2 + self._compares(), self._single_level_stores() - self._reprunes()
+        pair = self.shape.forward_flops(tokens, length) * (1 + self.kept)
+        measured = models * (pair + 3 * self.shape.vocabulary_flops(tokens))
+        return StagePlan(
+            "evaluation",
+            1,
+            prunings * pruning.compute + measured,
+            prunings * pruning.solve,
+            prunings * pruning.disk,
+            larger(pruning.held, held_to_measure(load, pruned=self.kept)),
+            prunings * self.sizes.calibration_tokens + 2.0 * models * tokens,
+            alone=measured,
+        )
+
+    def _compares(self) -> bool:
+        """Whether the other way to finish is measured too."""
+        return self.method.finish.compare and self.method.iterations > 0
+
+    def _reprunes(self) -> bool:
+        return self.method.finish.name == "repruned"
+
+    def _single_level_stores(self) -> int:
+        """Walks with one level: the uniform baseline's, and that of a way to finish."""
+        return 1 + (self._reprunes() or self._compares())
+
+    def _disk(self, files: dict[str, float]) -> DiskUse:
+        export = not isinstance(self.method.exporter, NoExport)
+        return most_on_disk(
+            [supernet_bytes(self.shape, grid, self.storage) for grid in self.grids],
+            supernet_bytes(self.shape, self.single, self.storage),
+            prunings=self._single_level_stores(),
+            keep=self.method.supernet.keep,
+            exported=self._exported_bytes() if export else 0.0,
+            states=files,
+        )
+
+    def _upper(self) -> tuple[str, ...]:
+        """Options that let a search do less than was counted, which nobody knows before."""
+        economy = self.method.search.economy
+        options = {"racing": economy.racing.races, "archive": economy.archive.keeps}
+        return tuple(name for name, chosen in options.items() if chosen and self.grids)
 
     def _exported_bytes(self) -> float:
         blocks = self.shape.blocks * self.shape.block_parameters
         return (blocks * self.kept + self.shape.parameters - blocks) * self.storage
-
-
-def as_content(plan: RunPlan, ceilings: Ceilings) -> dict[str, object]:
-    """The plan as plain values, for plan.json."""
-    return {
-        "ceilings": asdict(ceilings),
-        "model_bytes": plan.weights.total,
-        "memory_bytes": plan.memory_bytes,
-        "footprint": asdict(plan.footprint),
-        "disk_bytes": plan.disk_bytes,
-        "distinct_nodes": list(plan.shares),
-        "stages": [{**asdict(stage), "seconds": stage.seconds(ceilings)} for stage in plan.stages],
-        "seconds": sum(stage.seconds(ceilings) for stage in plan.stages),
-    }
-
-
-def distinct_share(candidates: Sequence[Levels]) -> float:
-    """Distinct prefixes of the level vectors, over the sublayers of all of them."""
-    prefixes = {levels[: end + 1] for levels in candidates for end in range(len(levels))}
-    return len(prefixes) / sum(len(levels) for levels in candidates)

@@ -160,18 +160,27 @@ def show_plan(config: DictConfig) -> None:
     """Print what a run of this configuration would cost."""
     trainer = build(config.trainer, "trainer")
     method = build_method(config)
+    evaluator = build(config.evaluator, "evaluator")
     source = build(config.model, "model")
     data = build(config.data, "data")
 
-    from tyr.launch import check_plan, make_plan, plain_libraries
+    from tyr.ceilings import measure_ceilings
+    from tyr.evaluate.perplexity import PerplexityEvaluator
+    from tyr.launch import check_plan, check_shares, plain_libraries, plan_run
     from tyr.plan_table import show
     from tyr.trainer import choose_device
 
     plain_libraries()
     device = choose_device(trainer.accelerator, key="trainer.accelerator")
     check_plan(method, source, data, sparsity=config.sparsity)
-    plan, ceilings = make_plan(method, source, data, sparsity=config.sparsity, device=device)
-    show(plan, ceilings, device=device)
+    check_shares(data.sizes, trainer)
+    machines, dtype = trainer.machines(), source.precisions(device)[1]
+    plan = plan_run(
+        method, source, data, sparsity=config.sparsity, device=device, machines=machines
+    )
+    plain = isinstance(evaluator, PerplexityEvaluator)
+    notes = () if plain else ("Of what the evaluator measures only perplexity is counted.",)
+    show(plan, measure_ceilings(device, dtype), device=device, dtype=dtype, notes=notes)
 
 
 @hydra.main(  # type: ignore[untyped-decorator]

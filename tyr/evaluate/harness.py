@@ -4,8 +4,9 @@ The paper's protocol (section 4.1): accuracy on seven tasks without examples and
 A sliced model in memory is given transformers' interface, so both kinds go through lm-eval's own
 `HFLM`. What differs from its defaults: log-probabilities are taken in float32, batches are sized
 by tokens instead of by trial (a CPU that is out of memory does not raise, it is killed), and an
-answer longer than the context is an error with the task's name. The only module that imports
-lm_eval, inside functions: it takes seconds to load.
+answer longer than the context is an error with the task's name. A model whose blocks come and go is
+given many batches at once. The only module that imports lm_eval, inside functions: it takes seconds
+to load.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tyr.errors import ConfigError, DataError, ModelError
 from tyr.evaluate.task_layouts import FEWEST_EXAMPLES
+from tyr.evaluate.together import AskedTwice, LogitsOf
 from tyr.events import TaskScore
 from tyr.hints import near
 
@@ -79,7 +81,12 @@ class Harness:
             raise ConfigError(f"batch_tokens must be at least 1, got {self.batch_tokens}")
 
     def scores(
-        self, model: Any, tokenizer: PreTrainedTokenizerBase, *, progress: bool = False
+        self,
+        model: Any,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        progress: bool = False,
+        together: LogitsOf | None = None,
     ) -> dict[str, TaskScore]:
         """Score per task.
 
@@ -87,6 +94,8 @@ class Harness:
             model: a transformers model, or a `task_evaluator.StockModel`.
             tokenizer: its tokenizer; left as it is.
             progress: show a bar on stderr.
+            together: the model's logits of many batches, where that is cheaper than one by one; the
+                same numbers.
 
         Raises:
             ConfigError: a task reports no accuracy.
@@ -108,6 +117,7 @@ class Harness:
                 batch_tokens=self.batch_tokens,
                 progress=progress,
                 told=self._told,
+                together=together,
             )
             results = evaluate(
                 language_model,
@@ -201,7 +211,7 @@ def _quiet() -> Iterator[None]:
 
 @functools.cache
 def _hflm() -> Any:
-    """`HFLM` with the three differences that the module docstring names."""
+    """`HFLM` with the differences that the module docstring names."""
     from lm_eval.models.huggingface import HFLM
 
     class SizedHFLM(HFLM):
@@ -215,6 +225,7 @@ def _hflm() -> Any:
             batch_tokens: int,
             progress: bool,
             told: set[str],
+            together: LogitsOf | None,
         ) -> None:
             super().__init__(
                 model,
@@ -225,6 +236,7 @@ def _hflm() -> Any:
             )
             self._batch_tokens, self._progress, self._told = batch_tokens, progress, told
             self._task_names: list[str] = []
+            self._ahead = together and AskedTwice(together, model.config.vocab_size)
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
             self._task_names = [request.task_name for request in requests]
@@ -240,7 +252,13 @@ def _hflm() -> Any:
                     "their beginning",
                     *(task, cut[task], self._task_names.count(task), self.max_length),
                 )
-            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+            ask = functools.partial(super()._loglikelihood_tokens, requests, *args, **kwargs)
+            return ask() if self._ahead is None else self._ahead.ask(ask)
+
+        def _model_call(self, inps: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._ahead is not None:
+                return self._ahead(inps)
+            return super()._model_call(inps, *args, **kwargs)
 
         def _batch_scheduler(self, pos: int, n_reordered_requests: Any) -> int:
             _, context, answer = n_reordered_requests[0]  # sorted, the longest first

@@ -6,8 +6,9 @@ lm-eval needs. What is asked and how is the business of `harness.py`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +18,7 @@ from torch import Tensor
 from tyr.evaluate.harness import Harness
 from tyr.evaluate.perplexity import LanguageModel, PerplexityEvaluator, Quality
 from tyr.evaluate.questions import FileTasks, HubTasks
+from tyr.evaluate.together import walks
 from tyr.model.decoder import Decoder
 
 
@@ -37,6 +39,20 @@ class StockModel:
         """(N, T) int64 -> an object whose `logits` are (N, T, V)."""
         return SimpleNamespace(logits=self._model.final_hidden(tokens) @ self._model.head.mT)
 
+    def logits_of(self, batches: Sequence[Tensor], *, positions: int) -> Iterator[Tensor]:
+        """Logits of every batch, in walks of several: blocks that come and go do so once a walk.
+
+        Args:
+            batches: each (n, T) int64.
+            positions: most in one walk, whose hidden states are all kept; one batch may have more.
+
+        Yields:
+            Per batch (n, T, V), in order.
+        """
+        for together in walks(batches, positions):
+            for hidden in self._model.final_states(together):
+                yield hidden @ self._model.head.mT
+
 
 class TaskEvaluator:
     """Perplexity and KL as ever, and a score per task beside them.
@@ -54,7 +70,12 @@ class TaskEvaluator:
         """See `Evaluator.evaluate`."""
         quality = self._perplexity.evaluate(model, windows, reference=reference)
         stock = StockModel(model, reference.config)
-        return replace(quality, tasks=self.harness.scores(stock, reference.tokenizer))
+        # A walk of as many positions as perplexity's just now, so it needs no more memory.
+        together = partial(stock.logits_of, positions=windows.numel())
+        scores = self.harness.scores(
+            stock, reference.tokenizer, together=together if reference.offloaded else None
+        )
+        return replace(quality, tasks=scores)
 
 
 def from_hub(

@@ -8,7 +8,7 @@ masks, final norm and head are the stock model's.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from tyr.model.architecture import Architecture, unit_counts
 from tyr.model.placement import Placement
-from tyr.model.states import StatePool
+from tyr.model.states import HiddenStates, StatePool
 from tyr.model.sublayer import AttentionUnit, Context, SlicedWeights, Structure, Sublayer
 from tyr.sparsity import SublayerId, UnitCounts, stream_order
 
@@ -157,13 +157,13 @@ class Decoder:
     def walk(
         self, batches: Sequence[Tensor], weights: ChooseWeights, observe: Observe | None = None
     ) -> Iterator[Tensor]:
-        """Forward of batches of equal length with chosen weights, up to the final norm.
+        """Forward of batches with chosen weights, up to the final norm.
 
         Batch after batch when the model is in memory; sublayer after sublayer when blocks come and
         go, so that each comes once. Either way the same numbers.
 
         Args:
-            batches: each (n, T) int64.
+            batches: each (n, T) int64; T may differ between them.
             weights: asked before each pass of a sublayer.
             observe: told of every sublayer's output.
 
@@ -171,28 +171,32 @@ class Decoder:
             Per batch (n, T, C), in order.
         """
         tell = observe or (lambda *_: None)
-        context = self.context(batches[0].shape[1])
+        contexts = {length: self.context(length) for length in {b.shape[1] for b in batches}}
         if self.offloaded:
-            yield from self._walk_together(batches, context, weights, tell)
+            yield from self._walk_together(batches, contexts, weights, tell)
             return
         for index, batch in enumerate(batches):
             hidden = self.embed(batch)
             for sublayer in self.sublayers:
-                hidden = sublayer.forward(hidden, context, weights(sublayer))
+                hidden = sublayer.forward(hidden, contexts[batch.shape[1]], weights(sublayer))
                 tell(sublayer, index, hidden)
             yield self.final_norm(hidden)
 
     def _walk_together(
-        self, batches: Sequence[Tensor], context: Context, weights: ChooseWeights, tell: Observe
+        self,
+        batches: Sequence[Tensor],
+        contexts: Mapping[int, Context],
+        weights: ChooseWeights,
+        tell: Observe,
     ) -> Iterator[Tensor]:
-        shape = (batches[0].shape[1], self.config.hidden_size)
-        states = self.states.batches([len(batch) for batch in batches], shape, self.dtype)
+        shapes = [(*batch.shape, self.config.hidden_size) for batch in batches]
+        states = HiddenStates(self.states, shapes, self.dtype)
         for index, batch in enumerate(batches):
             states[index] = self.embed(batch)
         for sublayer in self.sublayers:
             sliced = weights(sublayer)
-            for index in range(len(batches)):
-                hidden = sublayer.forward(states[index], context, sliced)
+            for index, batch in enumerate(batches):
+                hidden = sublayer.forward(states[index], contexts[batch.shape[1]], sliced)
                 tell(sublayer, index, hidden)
                 states[index] = hidden
         for hidden in states:
