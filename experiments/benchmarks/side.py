@@ -29,7 +29,10 @@ from tyr.ceilings import gemm_rate
 from tyr.memory import peak_rss_bytes
 from tyr.model.architecture import ARCHITECTURES
 from tyr.model.decoder import Decoder
-from tyr.model.random_weights import random_weights
+from tyr.model.offload import FileWeights
+from tyr.model.placement import MemorySettings
+from tyr.model.random_weights import RandomFiles, random_weights
+from tyr.model.skeleton import place, skeleton
 from tyr.prune.criterion import Taylor
 from tyr.prune.local import LocalPruner
 from tyr.prune.target import SelfTarget
@@ -59,6 +62,7 @@ class Workload:
     def __init__(self, setting: Setting, folder: Path) -> None:
         self.setting = setting
         self.folder = folder
+        self._keep: list[RandomFiles] = []  # the files go with it
         self.settings = SupernetSettings(
             ExpectationAccumulation(), batch_tokens=setting.batch_tokens
         )
@@ -75,6 +79,23 @@ class Workload:
             None,  # type: ignore[arg-type] # text is made of random tokens here
             architecture=ARCHITECTURES["llama"],
             storage_dtype=torch.float32,
+        )
+
+    def streamed(self) -> Decoder:
+        """The same model with its blocks and hidden states in files (`model.offload=disk`)."""
+        config = LlamaConfig(**self.setting.model_config())
+        device = torch.device("cpu")
+        model = skeleton(config, dtype=torch.float32)
+        drawn = RandomFiles(model, seed=self.setting.seed, dtype=torch.float32, folder=self.folder)
+        self._keep.append(drawn)
+        weights = FileWeights(drawn.files, dtype=torch.float32, device=device)
+        memory = MemorySettings("disk", device_state_bytes=0, host_state_bytes=0)
+        return Decoder(
+            model,
+            None,  # type: ignore[arg-type] # as in `decoder`
+            architecture=ARCHITECTURES["llama"],
+            storage_dtype=torch.float32,
+            placement=place(model, weights, memory, device=device, scratch=self.folder),
         )
 
     def tokens(self, count: int, seed: int) -> torch.Tensor:
@@ -262,13 +283,13 @@ class Search:
 
 
 class SearchTyr(Search):
-    """tyr's evaluator."""
+    """tyr's evaluator, blocks and teacher states on the disk."""
 
     parts = SEARCH_PARTS["tyr"]
     compute_dtype: torch.dtype | None = None
 
     def __init__(self, workload: Workload) -> None:
-        decoder = workload.decoder()
+        decoder = workload.streamed()
         self.loaded = memory()
         tokens, batch_tokens = workload.search_text(), workload.setting.batch_tokens
         evaluator = PopulationEvaluator(

@@ -43,7 +43,7 @@ BUILD_PARTS: dict[str, tuple[Part, ...]] = {
 }
 SEARCH_PARTS: dict[str, tuple[Part, ...]] = {
     "tyr": (
-        ("forward", Sublayer, "forward"),
+        ("forward", Sublayer, "branch"),
         ("slicing", Sublayer, "slice"),
         ("files", SupernetStore, "read"),
         ("KL", KdLogits, "final_losses"),

@@ -96,6 +96,7 @@ def dense_reference(
 
     def keep(states: Tensor, batch: int, hidden: Tensor) -> None:
         states[batch * sequences : batch * sequences + len(hidden)] = hidden
+        leave_memory(states)
 
     def observe(sublayer: Sublayer, batch: int, hidden: Tensor) -> None:
         if sublayer.id.kind == "ffn" and sublayer.id.block in kept:
@@ -104,8 +105,6 @@ def dense_reference(
     dense = decoder.walk(tokens.split(sequences), lambda _: None, observe)
     for batch, hidden in enumerate(dense):
         keep(final, batch, hidden)
-    for states in (final, *kept.values()):
-        leave_memory(states)
     return Reference(tokens.to(decoder.device), final, kept)
 
 

@@ -172,12 +172,7 @@ class PopulationEvaluator:
         parts = [part for state in states for part in state.split(most)]
         together = max(1, most // count)
         for start in range(0, len(parts), together):
-            batch = parts[start : start + together]
-            inputs = batch[0] if len(batch) == 1 else torch.cat(batch)
-            added = sublayer.branch(inputs, context, sliced)
-            if added is not None:
-                for part, change in zip(batch, added.split([len(p) for p in batch]), strict=True):
-                    part.add_(change)
+            _pass(sublayer, parts[start : start + together], context, sliced)
 
     def _observe(self, sublayer: Sublayer, frontier: Frontier, reference: Reference) -> None:
         block = sublayer.id.block
@@ -205,3 +200,13 @@ def _present(state: Tensor | None) -> Tensor:
     if state is None:
         raise RuntimeError("a state of the trie was freed before its last use")
     return state
+
+
+def _pass(sublayer: Sublayer, parts: list[Tensor], context: Context, sliced: SlicedWeights) -> None:
+    """Take states through a sublayer as one batch, in place; each (n, T, C)."""
+    inputs = parts[0] if len(parts) == 1 else torch.cat(parts)
+    added = sublayer.branch(inputs, context, sliced)
+    if added is None:
+        return
+    for part, change in zip(parts, added.split([len(part) for part in parts]), strict=True):
+        part.add_(change)
