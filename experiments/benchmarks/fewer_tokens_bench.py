@@ -39,6 +39,7 @@ from tyr.supernet.settings import SupernetSettings
 VARIANTS: dict[str, tuple[str, ...]] = {
     PAPER: (),
     "start": ("start=dynamic",),
+    "start, rounds": ("start=rounds",),
     "surrogate": ("surrogate=linear",),
     "racing": ("racing=sequential",),
     "archive, nested samples": ("archive=keep", "samples=nested"),
@@ -165,7 +166,7 @@ class Bench:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             config = compose("config", overrides=list(VARIANTS[variant])).search
         scale = self.scale
-        early = variant in ("start", "surrogate", FAST)
+        early = variant in ("start", "start, rounds", "surrogate", FAST)
         config.generations = scale.fast_generations if early else scale.generations
         config.offspring = scale.offspring
         config.stages = [list(stage) for stage in scale.stages]

@@ -149,7 +149,8 @@ def draw_curves(name: str, runs: Runs) -> Figure:
     figure, axes = new_figure((11.0, 4.0), columns=2, share_y=True)
     alone = [variant for variant in runs if variant not in (PAPER, FAST)]
     colours = {**dict(zip(alone, shades(len(alone) + 1), strict=False)), PAPER: GREY, FAST: BLUE}
-    dashes = dict(zip(alone, ("--", ":", "-.", (0, (1, 3))), strict=False))
+    looks = ("--", ":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)))
+    dashes = dict(zip(alone, looks, strict=False))
     for axis, quantity in zip(axes, ("tokens", "processor_seconds"), strict=True):
         for variant, of_seeds in runs.items():
             if not of_seeds:
