@@ -118,11 +118,18 @@ class Bench:
 
     def search(self, variant: str, seed: int) -> dict[str, Any]:
         """Points of one search; a finished one is only read."""
-        path = self.out / f"{variant.replace(' ', '-').replace(',', '')}-{seed}.json"
+        path = self._path(variant, seed)
         if not path.is_file():
             path.write_text(json.dumps(self._run(variant, seed)) + "\n")
         result: dict[str, Any] = json.loads(path.read_text())
         return result
+
+    def finished(self, variant: str, seed: int) -> bool:
+        """Whether a search is there to be read."""
+        return self._path(variant, seed).is_file()
+
+    def _path(self, variant: str, seed: int) -> Path:
+        return self.out / f"{variant.replace(' ', '-').replace(',', '')}-{seed}.json"
 
     def _run(self, variant: str, seed: int) -> dict[str, Any]:
         method = self._method(variant)

@@ -158,13 +158,15 @@ def draw_curves(name: str, runs: Runs) -> Figure:
             look = line_look(colours[variant], points=99, strong=variant in (PAPER, FAST))
             x = _mean_per_generation([_course(run, quantity) for run in of_seeds])
             y = _mean_per_generation([_losses(run) for run in of_seeds])
-            axis.plot(x, y, label=variant, linestyle=dashes.get(variant, "-"), **look)
+            fewer = len(of_seeds) < len(runs[PAPER])
+            label = f"{variant} ({len(of_seeds)} of the seeds)" if fewer else variant
+            axis.plot(x, y, label=label, linestyle=dashes.get(variant, "-"), **look)
         axis.grid()
     axes[0].set_title(f"{name}: {len(runs[PAPER])} seeds")
     axes[0].set_xlabel("evaluated tokens")
     axes[1].set_xlabel("processor seconds of the search")
     axes[0].set_ylabel("KL on the fixed sample, nats")
-    legend_above(figure, axes[0], columns=6)
+    legend_above(figure, axes[0], columns=4)
     return figure
 
 
