@@ -159,11 +159,11 @@ def draw_curves(name: str, runs: Runs) -> Figure:
             x = _mean_per_generation([_course(run, quantity) for run in of_seeds])
             y = _mean_per_generation([_losses(run) for run in of_seeds])
             fewer = len(of_seeds) < len(runs[PAPER])
-            label = f"{variant} ({len(of_seeds)} of the seeds)" if fewer else variant
+            label = f"{variant} ({len(of_seeds)} of them)" if fewer else variant
             axis.plot(x, y, label=label, linestyle=dashes.get(variant, "-"), **look)
         axis.grid()
     axes[0].set_title(f"{name}: {len(runs[PAPER])} seeds")
-    axes[0].set_xlabel("evaluated tokens")
+    axes[0].set_xlabel("evaluated tokens, thousands")
     axes[1].set_xlabel("processor seconds of the search")
     axes[0].set_ylabel("KL on the fixed sample, nats")
     legend_above(figure, axes[0], columns=4)
@@ -171,9 +171,11 @@ def draw_curves(name: str, runs: Runs) -> Figure:
 
 
 def _course(run: dict[str, Any], quantity: str) -> list[float]:
-    """A quantity up to each generation, from nothing on."""
+    """A quantity up to each generation, from nothing on; tokens in thousands."""
     values = [point[quantity] for point in run["points"]]
-    return [0.0, *(accumulate(values) if quantity == "tokens" else values)]
+    if quantity == "tokens":
+        values = [tokens / 1000 for tokens in accumulate(values)]
+    return [0.0, *values]
 
 
 def _losses(run: dict[str, Any]) -> list[float]:
