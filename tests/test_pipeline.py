@@ -32,8 +32,8 @@ from tyr.search.evolution import EvolutionarySearch
 from tyr.search.kept import KeptStructures
 from tyr.search.objective import KdLogits
 from tyr.search.racing import SequentialRacing
+from tyr.search.rounds import RoundsStart
 from tyr.search.samples import NestedSamples
-from tyr.search.start import DynamicStart
 from tyr.search.surrogate import LinearSurrogate
 from tyr.sparsity import Allocation, unit_budget
 from tyr.supernet.accumulation import ExpectationAccumulation, RandomAccumulation
@@ -190,7 +190,7 @@ METHODS: dict[str, Callable[[], Method]] = {
             offspring=4,
             stages=[[32, 2], [128, 1]],
             economy=Economy(
-                start=DynamicStart(),
+                start=RoundsStart(),
                 surrogate=LinearSurrogate(),
                 racing=SequentialRacing(),
                 samples=NestedSamples(generations=2),

@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
     options.add_argument("--only", nargs="*", choices=MODELS)
+    options.add_argument("--finished", action="store_true", help="only read what was searched")
     return options
 
 
@@ -104,6 +105,8 @@ def main(words: Sequence[str] | None = None) -> None:
         for seed in range(max((bench.scale.seeds for bench in benches.values()), default=0)):
             for name, bench in benches.items():
                 for variant in variants:
+                    if given.finished and not bench.finished(variant, seed):
+                        continue
                     run = bench.search(variant, seed)
                     runs[name][variant].append(run)
                     print(f"{name} {variant} seed {seed}: {run['points'][-1]}", flush=True)

@@ -39,6 +39,7 @@ from tyr.supernet.settings import SupernetSettings
 VARIANTS: dict[str, tuple[str, ...]] = {
     PAPER: (),
     "start": ("start=dynamic",),
+    "start, rounds": ("start=rounds",),
     "surrogate": ("surrogate=linear",),
     "racing": ("racing=sequential",),
     "archive, nested samples": ("archive=keep", "samples=nested"),
@@ -117,11 +118,18 @@ class Bench:
 
     def search(self, variant: str, seed: int) -> dict[str, Any]:
         """Points of one search; a finished one is only read."""
-        path = self.out / f"{variant.replace(' ', '-').replace(',', '')}-{seed}.json"
+        path = self._path(variant, seed)
         if not path.is_file():
             path.write_text(json.dumps(self._run(variant, seed)) + "\n")
         result: dict[str, Any] = json.loads(path.read_text())
         return result
+
+    def finished(self, variant: str, seed: int) -> bool:
+        """Whether a search is there to be read."""
+        return self._path(variant, seed).is_file()
+
+    def _path(self, variant: str, seed: int) -> Path:
+        return self.out / f"{variant.replace(' ', '-').replace(',', '')}-{seed}.json"
 
     def _run(self, variant: str, seed: int) -> dict[str, Any]:
         method = self._method(variant)
@@ -165,7 +173,7 @@ class Bench:
         with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
             config = compose("config", overrides=list(VARIANTS[variant])).search
         scale = self.scale
-        early = variant in ("start", "surrogate", FAST)
+        early = variant in ("start", "start, rounds", "surrogate", FAST)
         config.generations = scale.fast_generations if early else scale.generations
         config.offspring = scale.offspring
         config.stages = [list(stage) for stage in scale.stages]

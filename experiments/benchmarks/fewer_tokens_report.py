@@ -149,7 +149,8 @@ def draw_curves(name: str, runs: Runs) -> Figure:
     figure, axes = new_figure((11.0, 4.0), columns=2, share_y=True)
     alone = [variant for variant in runs if variant not in (PAPER, FAST)]
     colours = {**dict(zip(alone, shades(len(alone) + 1), strict=False)), PAPER: GREY, FAST: BLUE}
-    dashes = dict(zip(alone, ("--", ":", "-.", (0, (1, 3))), strict=False))
+    looks = ("--", ":", "-.", (0, (1, 3)), (0, (6, 2, 1, 2, 1, 2)))
+    dashes = dict(zip(alone, looks, strict=False))
     for axis, quantity in zip(axes, ("tokens", "processor_seconds"), strict=True):
         for variant, of_seeds in runs.items():
             if not of_seeds:
@@ -157,20 +158,24 @@ def draw_curves(name: str, runs: Runs) -> Figure:
             look = line_look(colours[variant], points=99, strong=variant in (PAPER, FAST))
             x = _mean_per_generation([_course(run, quantity) for run in of_seeds])
             y = _mean_per_generation([_losses(run) for run in of_seeds])
-            axis.plot(x, y, label=variant, linestyle=dashes.get(variant, "-"), **look)
+            fewer = len(of_seeds) < len(runs[PAPER])
+            label = f"{variant} ({len(of_seeds)} of them)" if fewer else variant
+            axis.plot(x, y, label=label, linestyle=dashes.get(variant, "-"), **look)
         axis.grid()
     axes[0].set_title(f"{name}: {len(runs[PAPER])} seeds")
-    axes[0].set_xlabel("evaluated tokens")
+    axes[0].set_xlabel("evaluated tokens, thousands")
     axes[1].set_xlabel("processor seconds of the search")
     axes[0].set_ylabel("KL on the fixed sample, nats")
-    legend_above(figure, axes[0], columns=6)
+    legend_above(figure, axes[0], columns=4)
     return figure
 
 
 def _course(run: dict[str, Any], quantity: str) -> list[float]:
-    """A quantity up to each generation, from nothing on."""
+    """A quantity up to each generation, from nothing on; tokens in thousands."""
     values = [point[quantity] for point in run["points"]]
-    return [0.0, *(accumulate(values) if quantity == "tokens" else values)]
+    if quantity == "tokens":
+        values = [tokens / 1000 for tokens in accumulate(values)]
+    return [0.0, *values]
 
 
 def _losses(run: dict[str, Any]) -> list[float]:

@@ -35,6 +35,12 @@ def test_the_benchmark_runs_at_toy_size_and_continues(
     assert "| all options | 2 |" in (tmp_path / "fewer_tokens.md").read_text()
     assert (tmp_path / "fewer_tokens_built-in.png").stat().st_size > 1000
     searches = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").rglob("*.json")}
+    unfinished = next((tmp_path / "out").rglob("racing-1.json"))
+    unfinished.rename(tmp_path / "aside.json")
+    script.main([*words, "--finished"])
+    assert not unfinished.exists()
+    assert "| racing | 1 |" in (tmp_path / "fewer_tokens.md").read_text()
+    (tmp_path / "aside.json").rename(unfinished)
     script.main(words)
     assert searches == {f: f.stat().st_mtime_ns for f in (tmp_path / "out").rglob("*.json")}
 

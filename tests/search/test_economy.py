@@ -16,6 +16,7 @@ from tyr.search.economy import Economy
 from tyr.search.evolution import EvolutionarySearch, SearchState
 from tyr.search.mutation import Levels
 from tyr.search.racing import SequentialRacing
+from tyr.search.rounds import RoundsStart
 from tyr.search.samples import NestedSamples
 from tyr.search.selection import Sample
 from tyr.search.start import DynamicStart
@@ -24,6 +25,7 @@ from tyr.sparsity import LevelGrid
 
 STAGES = [[16, 6], [48, 3], [160, 1]]
 OPTIONS: dict[str, dict[str, Any]] = {
+    "rounds": {"start": RoundsStart()},
     "start": {"start": DynamicStart()},
     "surrogate": {"surrogate": LinearSurrogate()},
     "racing": {"racing": SequentialRacing()},
@@ -31,6 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "nested without archive": {"samples": NestedSamples()},
     "archive without nesting": {"archive": KeepAll()},
 }
+# Of two starts the later one: rounds are dear where there is no noise.
 OPTIONS["all"] = {key: value for option in OPTIONS.values() for key, value in option.items()}
 
 

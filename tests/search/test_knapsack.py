@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from tests.references.all_allocations import cheapest_by_trying_all
 from tests.references.all_shifts import within
-from tyr.search.knapsack import best_within, cheapest_levels, distance, farthest, single_changes
+from tyr.search.knapsack import (
+    best_within,
+    cheapest_levels,
+    distance,
+    farthest,
+    priced_optima,
+    single_changes,
+)
 
 COSTS = st.dictionaries(st.integers(-3, 3), st.integers(-20, 20), min_size=1, max_size=5)
 
@@ -65,6 +72,25 @@ def test_a_price_per_step_keeps_optima_nearer() -> None:
     near = best_within(increments, parent, reach=1, step_cost=1.0)
     assert near == (0, 0, 1, 0, -1, 0, 0, 0)
     assert distance(near, parent) == 2
+
+
+def test_priced_optima_are_different_ones_nearest_first_and_never_the_parent() -> None:
+    increments: list[dict[int, float]] = [
+        {-1: -9.0, 0: 0.0},
+        {0: 0.0},
+        {0: 0.0, 1: 1.0},
+        {0: 0.0},
+        {-1: -3.0, 0: 0.0},
+        {0: 0.0},
+        {0: 0.0, 1: 2.0},
+        {0: 0.0},
+    ]
+    parent = (0,) * 8  # the free optimum gains 9 in 4 steps
+    free, near = (-1, 0, 1, 0, -1, 0, 1, 0), (-1, 0, 1, 0, 0, 0, 0, 0)
+    prices = (100.0, 1.0, 0.9, 0.1)
+    assert priced_optima(increments, parent, reach=1, prices=prices) == [near, free]
+    assert priced_optima(increments, parent, reach=1, prices=()) == [free]
+    assert priced_optima([{0: 0.0}] * 8, parent, reach=1, prices=prices) == []
 
 
 def test_single_changes_are_every_other_level_of_every_sublayer() -> None:

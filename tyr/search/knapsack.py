@@ -70,6 +70,34 @@ def best_within(
     return tuple(found)
 
 
+def priced_optima(
+    increments: Sequence[Mapping[int, float]],
+    parent: Levels,
+    *,
+    reach: int,
+    prices: Sequence[float],
+) -> list[Levels]:
+    """Different optima for several prices of a step, in their order, and last the free one.
+
+    The further an optimum lies, the more of its gain is the increments' error (the winner's curse),
+    so a price buys a nearer one. The parent is none of them.
+
+    Args:
+        increments: per sublayer in stream order, level to loss increment; the parent's level is 0.
+        parent: its levels; each kind keeps their sum.
+        reach: most steps from the parent, per sublayer.
+        prices: in gains per step of the free optimum.
+    """
+    free = best_within(increments, parent, reach=reach)
+    steps = distance(free, parent)
+    if steps == 0:
+        return []
+    gain = -sum(increments[place][level] for place, level in enumerate(free)) / steps
+    costs = [price * gain for price in prices]
+    optima = [best_within(increments, parent, reach=reach, step_cost=cost) for cost in costs]
+    return [levels for levels in dict.fromkeys([*optima, free]) if levels != parent]
+
+
 def cheapest_levels(options: Sequence[Mapping[int, float]], *, total: int) -> tuple[int, ...]:
     """One level per sublayer, adding up to `total`, at the least cost: an exact knapsack.
 

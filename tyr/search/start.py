@@ -90,11 +90,7 @@ class DynamicStart:
     ) -> Levels:
         """See `Start.find`."""
         singles = single_changes(parent, bounds)
-        losses = evaluate([parent, *singles], draw(self.stage))
-        increments: list[dict[int, float]] = [{level: 0.0} for level in parent]
-        for levels, loss in zip(singles, losses[1:], strict=True):
-            place = changed_place(levels, parent)
-            increments[place][levels[place]] = loss - losses[0]
+        increments = single_increments(evaluate, parent, singles, sample=draw(self.stage))
         optima = [parent]
         for reach in range(1, 1 + farthest(parent, bounds)):
             optimum = best_within(increments, parent, reach=reach)
@@ -106,3 +102,22 @@ class DynamicStart:
             "start: %d single changes, loss %.5g -> %.5g", len(singles), checked[0], checked[best]
         )
         return optima[best]
+
+
+def single_increments(
+    evaluate: Evaluate, parent: Levels, singles: Sequence[Levels], *, sample: Sample
+) -> list[dict[int, float]]:
+    """Per sublayer, level to measured loss increment; the parent's level is 0.
+
+    Args:
+        evaluate: losses of level vectors on a sample.
+        parent: levels that the others differ from.
+        singles: level vectors that differ from it in one sublayer.
+        sample: the positions, the same for all.
+    """
+    losses = evaluate([parent, *singles], sample)
+    increments: list[dict[int, float]] = [{level: 0.0} for level in parent]
+    for levels, loss in zip(singles, losses[1:], strict=True):
+        place = changed_place(levels, parent)
+        increments[place][levels[place]] = loss - losses[0]
+    return increments

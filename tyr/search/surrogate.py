@@ -19,15 +19,12 @@ from torch import Tensor
 from tyr.errors import ConfigError
 from tyr.search.archive import Evaluation
 from tyr.search.increments import Increments, fit_increments
-from tyr.search.knapsack import (
-    best_within,
-    changed_place,
-    distance,
-    farthest,
-    single_changes,
-)
+from tyr.search.knapsack import changed_place, farthest, priced_optima, single_changes
 from tyr.search.mutation import Bounds, Levels
 from tyr.search.selection import best_indices
+
+# Prices of a step for the regression's own optima, in gains per step of its free one.
+_PRICES = tuple(2.0**power for power in range(3, -2, -1))
 
 
 @dataclass(frozen=True)
@@ -169,11 +166,7 @@ class LinearSurrogate:
 
 
 def model_optima(model: Increments, demand: Demand) -> list[Levels]:
-    """The best allocations by the model for several prices of a step, nearest first.
-
-    The further an optimum lies, the more of its gain is the model's error (the winner's curse), so
-    there is one for each of several distances.
-    """
+    """The best allocations by the model for several prices of a step, nearest first."""
     parent, bounds = demand.parent, demand.bounds
     singles = single_changes(parent, bounds)
     at_parent, *foretold = model.predict([parent, *singles])
@@ -181,15 +174,7 @@ def model_optima(model: Increments, demand: Demand) -> list[Levels]:
     for levels, loss in zip(singles, foretold, strict=True):
         place = changed_place(levels, parent)
         increments[place][levels[place]] = loss - at_parent
-    reach = farthest(parent, bounds)
-    freest = best_within(increments, parent, reach=reach)
-    steps = distance(freest, parent)
-    if steps == 0:
-        return []
-    gain = -sum(increments[place][level] for place, level in enumerate(freest)) / steps
-    prices = (gain * 2.0**power for power in range(3, -2, -1))
-    optima = [best_within(increments, parent, reach=reach, step_cost=price) for price in prices]
-    return [levels for levels in dict.fromkeys([*optima, freest]) if levels != parent]
+    return priced_optima(increments, parent, reach=farthest(parent, bounds), prices=_PRICES)
 
 
 def rank_correlation(predictions: Sequence[float], losses: Sequence[float]) -> float | None:
