@@ -39,7 +39,7 @@ class Setting:
     offspring: int = 128
     stage_tokens: tuple[int, ...] = (256, 1024, 4096)
     survivors: tuple[int, ...] = (16, 4, 1)
-    batch_tokens: int = 2048
+    batch_tokens: int = 1024
     threads: int = os.cpu_count() or 1
     seed: int = 0
 

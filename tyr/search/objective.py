@@ -18,6 +18,7 @@ from torch import Tensor
 from tyr.devices import widest_float
 from tyr.errors import ConfigError
 from tyr.losses import kl_divergences, next_token_losses
+from tyr.memory import return_freed
 from tyr.model.decoder import Decoder
 from tyr.model.states import leave_memory
 from tyr.model.sublayer import Sublayer
@@ -105,6 +106,7 @@ def dense_reference(
     dense = decoder.walk(tokens.split(sequences), lambda _: None, observe)
     for batch, hidden in enumerate(dense):
         keep(final, batch, hidden)
+    return_freed()
     return Reference(tokens.to(decoder.device), final, kept)
 
 

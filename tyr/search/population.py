@@ -19,6 +19,7 @@ from torch import Tensor
 
 from tyr.devices import pins_memory
 from tyr.errors import NumericsError
+from tyr.memory import return_freed
 from tyr.model.decoder import Decoder
 from tyr.model.sublayer import Context, SlicedWeights, Structure, Sublayer
 from tyr.search.kept import StructureSource
@@ -126,6 +127,7 @@ class PopulationEvaluator:
                 evaluations += len(edges)
                 self._observe(sublayer, frontier, reference)
         losses = self._final_losses(frontier, reference)
+        return_freed()
         return PopulationLosses([losses[owner] for owner in frontier.owners], evaluations)
 
     def _structures(
