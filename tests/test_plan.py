@@ -70,7 +70,7 @@ def tiny_bounds() -> tuple[tuple[int, int], ...]:
 def test_the_plan_of_a_fast_search_has_its_start_and_fewer_offspring(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    outcome = plan_cli(capsys, "experiment=fast", "search.generations=7")
+    outcome = plan_cli(capsys, "experiment=fast", "start=dynamic", "search.generations=7")
     assert outcome.status == 0, outcome.err
     lines = [line.split() for line in outcome.out.splitlines()]
     rows = {" ".join(line[:2]): line[2:] for line in lines if line}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from tests.data.text import byte_bpe, numbered
 from tests.test_config import choices, composed, with_choice
@@ -22,7 +23,7 @@ def built(choice: str, path: Path, *overrides: str) -> object:
 def test_every_choice_builds_a_source_with_sizes(choice: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(numbered(0, 900))
     path = {"path": tmp_path / "a.txt"} if choice == "text" else {}
-    source = build({**with_choice("data", choice).data, **path}, "data")
+    source = build(OmegaConf.create({**with_choice("data", choice).data, **path}), "data")
     assert isinstance(getattr(source, "sizes", None), SplitSizes)
     assert getattr(source, "name", "")
 

@@ -161,8 +161,8 @@ def export_checkpoint(
         raise
     except (OSError, SafetensorError) as error:
         raise StoreError(
-            f"cannot write the pruned model to {directory}: {error}; free disk space or choose "
-            f"another directory"
+            f"cannot write the pruned model to {directory}: {error}; free disk space and continue "
+            f"with resume=true, or choose another directory"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
