@@ -104,9 +104,7 @@ def footprint(
         device: computing device.
         processes: of the run on this machine.
     """
-    held = [
-        Footprint(*placed(weights, stage, memory, device, processes=processes)) for stage in stages
-    ]
+    held = [placed(weights, stage, memory, device, processes=processes) for stage in stages]
     parts = zip(*((h.device, h.host, h.file) for h in held), strict=True)
     return Footprint(*(max(part) for part in parts))
 
@@ -118,20 +116,23 @@ def placed(
     device: torch.device,
     *,
     processes: int = 1,
-) -> tuple[float, float, float]:
-    """One stage's bytes on a device, in host memory and in files; arguments as in `footprint`."""
+) -> Footprint:
+    """What one stage takes; arguments as in `footprint`."""
     first = _placed(weights, stage, memory, device)
     if processes == 1:
         return first
-    other = _placed(weights, stage.others or stage, memory, device)
-    added = [a + (processes - 1) * b for a, b in zip(first, other, strict=True)]
-    on_device = added[0] if device.type == "cpu" else max(first[0], other[0])
-    return on_device, added[1], added[2]
+    other, more = _placed(weights, stage.others or stage, memory, device), processes - 1
+    together = first.device + more * other.device
+    return Footprint(
+        together if device.type == "cpu" else max(first.device, other.device),
+        first.host + more * other.host,
+        first.file + more * other.file,
+    )
 
 
 def _placed(
     weights: WeightBytes, stage: Held, memory: MemorySettings, device: torch.device
-) -> tuple[float, float, float]:
+) -> Footprint:
     """The same of one process."""
     offload = memory.on(device)
     offloaded = offload != "none"
@@ -142,7 +143,7 @@ def _placed(
     working = stage.working + (0.0 if offloaded else stage.sliced)
     on_device = weights.outside + resident * weights.block + working + kept
     on_host = (weights.total if offload == "cpu" else 0.0) + beside
-    return on_device, on_host, states - kept - beside
+    return Footprint(on_device, on_host, states - kept - beside)
 
 
 def smallest_budget(needed: Footprint, device: torch.device, *, processes: int = 1) -> int:

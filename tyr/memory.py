@@ -114,6 +114,13 @@ def _fields(path: Path) -> dict[str, int]:
     return {name: int(value.split()[0]) * 1024 for name, value in pairs}
 
 
+def is_whole_bytes(value: object) -> bool:
+    """Whether a setting is a number of bytes; YAML reads 8e9 as a float."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return value >= 0 and float(value).is_integer()
+
+
 def check_fits(needed: int, available: int | None, *, what: str) -> None:
     """Refuse what would not fit, before it is loaded.
 

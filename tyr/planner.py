@@ -113,20 +113,20 @@ class Planner:
             self.shape, self.sizes, self.storage, self.compute, device.type, machines.size
         )
         weights, local = self._weights(), machines.devices
-        resident = sum(placed(weights, NOTHING, memory, device)[:2])
+        resident = placed(weights, NOTHING, memory, device).memory
         # Processes on one CPU share its cores; every accelerator has its own.
         devices = machines.num_nodes if device.type == "cpu" else machines.size
         stages = [
             replace(
                 stage,
                 devices=devices,
-                memory=sum(placed(weights, stage.held, memory, device)[:2]) - resident,
+                memory=placed(weights, stage.held, memory, device).memory - resident,
             )
             for stage in self._stages(load)
         ]
         held = [stage.held for stage in stages]
         files = {
-            stage.name: placed(weights, stage.held, memory, device, processes=local)[2]
+            stage.name: placed(weights, stage.held, memory, device, processes=local).file
             for stage in stages
         }
         return RunPlan(

@@ -80,10 +80,8 @@ class HostWeights:
 
     def __init__(self, tensors: State, *, device: torch.device) -> None:
         pin = pins_memory(device)
-        self._tensors = {
-            name: tensors.pop(name).pin_memory() if pin else tensors.pop(name)
-            for name in list(tensors)
-        }
+        taken = ((name, tensors.pop(name)) for name in list(tensors))
+        self._tensors = {name: tensor.pin_memory() if pin else tensor for name, tensor in taken}
         self._device = device
 
     def read(self, names: Iterable[str]) -> State:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from tyr.errors import ConfigError
+from tyr.memory import is_whole_bytes
 from tyr.model.offload import Residency
 from tyr.model.states import StatePool
 
@@ -46,10 +47,7 @@ class MemorySettings:
             )
         for key in ("device_state_bytes", "host_state_bytes", "memory_budget"):
             value = getattr(self, key)
-            if value is None:
-                continue
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (number and value >= 0 and float(value).is_integer()):
+            if value is not None and not is_whole_bytes(value):
                 raise ConfigError(
                     f"model.{key} must be a whole number of bytes, e.g. 8e9, or null for no "
                     f"limit; got {value!r}"

@@ -16,6 +16,7 @@ import torch
 
 from tyr.errors import ConfigError
 from tyr.events import GenerationFinished
+from tyr.memory import is_whole_bytes
 from tyr.model.source import parse_dtype
 from tyr.randomness import derive_generator
 from tyr.search.archive import Evaluation
@@ -85,10 +86,7 @@ class EvolutionarySearch:
             )
         if batch_tokens < 1:
             raise ConfigError(f"search.batch_tokens must be at least 1, got {batch_tokens}")
-        number = isinstance(structure_cache_bytes, int | float)
-        if not (
-            number and structure_cache_bytes >= 0 and float(structure_cache_bytes).is_integer()
-        ):
+        if not is_whole_bytes(structure_cache_bytes):
             raise ConfigError(
                 f"search.structure_cache_bytes must be a whole number of bytes, e.g. 24e9, or 0 to "
                 f"read structures anew for every stage; got {structure_cache_bytes}"
