@@ -32,7 +32,7 @@ from tyr.model.sublayer import Structure
 from tyr.prune.criterion import Taylor
 from tyr.prune.progressive import prune_progressively
 from tyr.prune.target import SelfTarget
-from tyr.search.kept import KeptStructures
+from tyr.search.kept import KeptStructures, StructureSource
 from tyr.search.mutation import mutate
 from tyr.search.objective import KdLogits, dense_reference
 from tyr.search.population import PopulationEvaluator
@@ -217,24 +217,18 @@ def test_a_population_has_the_losses_of_its_members_one_by_one(
     store = build.run()
     bounds, rng = build.grid.bounds(), torch.Generator().manual_seed(0)
     candidates = [mutate((0,) * len(bounds), bounds, rng, max_shifts=3) for _ in range(8)]
-    evaluator = PopulationEvaluator(
-        decoder,
-        store,
-        objective=KdLogits(),
-        reference=dense_reference(decoder, text),
-        batch_tokens=32,
-    )
+
+    def evaluator(source: StructureSource) -> PopulationEvaluator:
+        reference = dense_reference(decoder, text)
+        return PopulationEvaluator(
+            decoder, source, objective=KdLogits(), reference=reference, batch_tokens=32
+        )
+
     sample = Sample(torch.tensor([0, 2, 3]), 12)
-    together = evaluator.evaluate(candidates, sample)
+    together = evaluator(store).evaluate(candidates, sample)
     alone = OneByOneEvaluator(decoder, store, text.to(device)).evaluate(candidates, sample)
     kept = KeptStructures(store, device, most_bytes=10_000)
-    again = PopulationEvaluator(
-        decoder,
-        kept,
-        objective=KdLogits(),
-        reference=dense_reference(decoder, text),
-        batch_tokens=32,
-    )
+    again = evaluator(kept)
     for _ in range(2):
         assert again.evaluate(candidates, sample).losses == together.losses
     assert 0 < kept.bytes_kept <= 10_000
