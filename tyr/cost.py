@@ -92,18 +92,23 @@ def hessian_flops(width: int, tokens: int, strip: int) -> float:
     return total
 
 
-def greedy_flops(width: int, outputs: int, kept: Sequence[float]) -> float:
+def greedy_flops(width: int, outputs: int, kept: Sequence[float], *, carries: bool) -> float:
     """One greedy pass and the exact weights of its levels, in solving precision.
 
     Args:
         width: d.
         outputs: C.
         kept: fraction of the units that each level keeps.
+        carries: whether the pass carries the weights with it (in float64), or the levels are solved
+            at its end.
     """
     left = width * min(kept)  # rows alive when the pass ends
     factor_and_invert = width**3
-    downdates = (width**3 - left**3) * 2 / 3 + (width**2 - left**2) * outputs
+    of_weights = (width**2 - left**2) * outputs  # of those that units are ranked by
+    downdates = (width**3 - left**3) * 2 / 3 + of_weights
     gradient = 2 * width**2 * outputs
+    if carries:
+        return factor_and_invert + downdates + of_weights + gradient
     rows = [width * share for share in kept if share < 1]
     if not rows:
         return factor_and_invert + downdates + gradient

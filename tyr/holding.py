@@ -199,7 +199,7 @@ def solving_bytes(shape: Shape, width: int, kept: Sequence[float], *, storage: i
         storage: bytes of a stored value.
     """
     square, tall = width**2, width * shape.hidden
-    solve = SOLVE_BYTES * (4 * square + 3 * tall)
+    solve = SOLVE_BYTES * (4 * square + 4 * tall)
     levels = (SOLVE_BYTES + 2 * storage) * tall * sum(kept)
     return float(solve + levels)
 

@@ -30,9 +30,11 @@ from tyr.holding import (
     held_to_search,
     larger,
 )
+from tyr.linalg import solve_dtype
 from tyr.model.architecture import head_size, unit_counts
 from tyr.model.placement import MemorySettings
 from tyr.pipeline import Method
+from tyr.prune.progressive import carries_weights
 from tyr.run_plan import RunPlan, StagePlan
 from tyr.search.counts import SearchCounts, count_search
 from tyr.search_plan import search_parts
@@ -190,6 +192,7 @@ class Planner:
         tokens, length = self.sizes.calibration_tokens, self.sizes.sequence_length
         settings, corrected = self.method.supernet, self.method.pruner.target.needs_dense_stream
         streams = 2 if corrected else 1
+        carries = carries_weights(solve_dtype(torch.device(load.device_type)))
         levels = [self._kept(grid) for grid in grids]
         compute = solve = 0.0
         for kind in KINDS:
@@ -201,7 +204,8 @@ class Planner:
             compute += self.shape.blocks * (streams * moved + hessian)
             if corrected:
                 compute += self.shape.blocks * 2.0 * tokens * width * (width + self.shape.hidden)
-            solves = [greedy_flops(width, self.shape.hidden, kept) for kept in levels]
+            outputs = self.shape.hidden
+            solves = [greedy_flops(width, outputs, kept, carries=carries) for kept in levels]
             solve += self.shape.blocks * sum(solves) / len(grids)
         most = max(levels, key=sum)
         held = held_to_prune(load, settings, most, corrected=corrected)

@@ -142,9 +142,10 @@ def downdate_gain(case: Case, ceilings: Ceilings) -> Gain:
     problem, panel, seconds = case.problem(), progressive.PANEL, list[float]()
     same = torch.equal(walk(GROUP), walk(panel))
     slow, fast = seconds
-    # One update reads and writes what is alive of H⁻¹, a third of width² on average over a pass.
-    traffic = 2 * 8 * case.width**2 / 3 * (case.width / GROUP) / ceilings.bandwidth
-    products = 2 / 3 * case.width**3 / ceilings.solve
+    # One update reads and writes what is alive of H⁻¹ and W: a third and a half over a pass.
+    alive = case.width**2 / 3 + case.width * case.outputs / 2
+    traffic = 2 * 8 * alive * (case.width / GROUP) / ceilings.bandwidth
+    products = (2 / 3 * case.width**3 + case.width**2 * case.outputs) / ceilings.solve
     others = fast - max(products, traffic * GROUP / panel)
     predicted = (others + max(products, traffic)) / fast
     return Gain("greedy steps, delayed downdates", slow, fast, predicted, 0.0 if same else 1.0)
@@ -183,8 +184,8 @@ def pass_gain(case: Case) -> Gain:
     slow, apart = timed(lambda: {c: prune(problem, [c])[c] for c in counts[1:]}, repeats=1)
     fast, together = timed(lambda: prune(problem, counts), repeats=2)
     kept = case.kept()
-    alone = sum(greedy_flops(case.width, case.outputs, [share]) for share in kept[1:])
-    predicted = alone / greedy_flops(case.width, case.outputs, kept)
+    alone = sum(greedy_flops(case.width, case.outputs, [share], carries=True) for share in kept[1:])
+    predicted = alone / greedy_flops(case.width, case.outputs, kept, carries=True)
     worst = max(difference(together[c].weight, apart[c].weight) for c in counts[1:-1])
     return Gain("one greedy pass for all levels", slow, fast, predicted, worst)
 
@@ -193,7 +194,7 @@ def rate_of_pass(case: Case, ceilings: Ceilings) -> dict[str, float]:
     """Seconds of a whole pass, and its counted operations over the machine's rate."""
     problem = case.problem()
     seconds, _ = timed(lambda: prune(problem, case.counts()), repeats=1)
-    flops = greedy_flops(case.width, case.outputs, case.kept())
+    flops = greedy_flops(case.width, case.outputs, case.kept(), carries=True)
     share = flops / seconds / ceilings.solve
     return {"width": case.width, "seconds": seconds, "flops": flops, "share": share}
 

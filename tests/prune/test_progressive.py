@@ -17,7 +17,13 @@ from tests.tolerance import FLOAT32, assert_close
 from tyr.errors import ConfigError, NumericsError
 from tyr.prune import progressive
 from tyr.prune.criterion import Criterion, Random, SecondOrder, Taylor
-from tyr.prune.progressive import GreedyPass, LocalProblem, Snapshot, prune_progressively
+from tyr.prune.progressive import (
+    GreedyPass,
+    LocalProblem,
+    Snapshot,
+    prune_progressively,
+    solve_snapshots,
+)
 from tyr.randomness import derive_generator
 
 
@@ -115,7 +121,50 @@ def test_with_everything_removed_nothing_is_left_and_all_is_lost() -> None:
     snapshot = prune(random_data(4, 2).self_problem(), [8 // 2], criterion=Taylor())[4]
     assert snapshot.kept.numel() == 0
     assert snapshot.weight.shape == (0, 6)
-    assert snapshot.error == 1.0
+    assert_close(snapshot.error, 1.0)
+
+
+def test_of_a_weight_of_zeros_nothing_can_be_lost() -> None:
+    problem = random_data(6, 1).self_problem()
+    nothing = torch.zeros_like(problem.gradient)
+    for dtype in (torch.float64, torch.float32):
+        empty = LocalProblem("s", problem.hessian.to(dtype), nothing.to(dtype), unit_size=1)
+        assert prune(empty, [2], criterion=Taylor())[2].error == 0.0
+
+
+@pytest.mark.parametrize(("units", "size"), [(24, 1), (8, 3)])
+def test_in_float64_the_pass_arrives_at_what_solving_each_level_gives(
+    units: int, size: int
+) -> None:
+    problem = random_data(units, size, tokens=60).self_problem()
+    passed = prune(problem, [0, units // 2, units - 1, units], criterion=Taylor())
+    kept = {count: snapshot.kept for count, snapshot in passed.items()}
+    assert problem.weight is not None
+    for count, solved in solve_snapshots(problem, kept, start=problem.weight).items():
+        assert torch.equal(passed[count].kept, solved.kept)
+        assert_close(passed[count].weight, solved.weight)
+        assert_close(passed[count].error, solved.error)
+
+
+def test_in_float32_the_levels_are_solved_from_the_hessian(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problem = random_data(24, 1, tokens=60).self_problem()
+    assert problem.weight is not None
+    exact = prune(problem, [0, 12, 23], criterion=Taylor())
+    short = LocalProblem(
+        problem.name,
+        problem.hessian.float(),
+        problem.gradient.float(),
+        unit_size=1,
+        weight=problem.weight.float(),
+    )
+    monkeypatch.setattr(GreedyPass, "snapshot", lambda *_: pytest.fail("taken from the pass"))
+    reason = "solved in float32"
+    for count, found in prune(short, [0, 12, 23], criterion=Taylor()).items():
+        assert torch.equal(found.kept, exact[count].kept)
+        assert_close(found.weight, exact[count].weight, tolerance=FLOAT32, reason=reason)
+        assert_close(found.error, exact[count].error, tolerance=FLOAT32, reason=reason)
 
 
 def test_the_error_is_the_excess_squared_error_over_the_squared_target() -> None:
@@ -151,7 +200,12 @@ def test_the_running_state_stays_that_of_a_fresh_solution(
     state = GreedyPass(problem, criterion=Random(), rng=derive_generator(0))
     flushed, moved = Counter[int](), False
     subtract = state._subtract
-    monkeypatch.setattr(state, "_subtract", lambda r: (flushed.update([len(r)]), subtract(r)))
+
+    def count(rows: Tensor, changes: Tensor) -> None:
+        flushed.update([len(rows)])
+        subtract(rows, changes)
+
+    monkeypatch.setattr(state, "_subtract", count)
     while len(state.kept) > group:
         state.remove(group)
         blocks = state.blocks()
@@ -162,9 +216,9 @@ def test_the_running_state_stays_that_of_a_fresh_solution(
         reason = "units are ranked in float32"
         assert_close(blocks.weight.flatten(0, 1), fresh, tolerance=FLOAT32, reason=reason)
         assert torch.equal(blocks.gradient.flatten(0, 1), problem.gradient[rows].float())
-        count = len(blocks.units)
-        inverse = torch.linalg.inv(block).view(count, size, count, size)
-        everyone = torch.arange(count)
+        left = len(blocks.units)
+        inverse = torch.linalg.inv(block).view(left, size, left, size)
+        everyone = torch.arange(left)
         assert_close(blocks.inverse, inverse[everyone, :, everyone])
     assert moved, "no unit ever changed its place"
     assert flushed or panel > 40, "the inverse was never updated"

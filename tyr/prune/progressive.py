@@ -2,9 +2,10 @@
 
 Score the units still alive, drop the lowest group, compensate the rest, downdate H⁻¹, repeat. The
 order is nested: the structure at 62.5 % continues the path that made 50 %, so one pass to the
-sparsest level passes every level on the way. At the end the kept weights of all levels are solved
-again from the Hessian itself, which removes the rounding of the downdates. The released code
-restarts for each level. Departures from the printed Eq. 5 are in experiments/DEVIATIONS.md.
+sparsest level passes every level on the way. In float64 the weights that it passes are the levels'
+weights; where downdates are float32, the kept weights of all levels are solved again from the
+Hessian itself at the end, which removes their rounding. The released code restarts for each level.
+Departures from the printed Eq. 5 are in experiments/DEVIATIONS.md.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from tyr.prune.criterion import Criterion, UnitBlocks
 # brings its columns up to date with all that wait.
 PANEL = 128
 
-# W and G are read whole at every step, and only to rank units: half the bytes, half the time. What
-# is stored is solved from H in full precision, so no rounding of W reaches a structure.
+# W and G are read whole at every step, and only to rank units: half the bytes, half the time. No
+# rounding of this W reaches a structure.
 SCORE_DTYPE = torch.float32
 
 
@@ -59,7 +60,7 @@ class Snapshot:
     Args:
         removed: units gone.
         kept: (U,), int64, ascending.
-        weight: (U·unit_size, C), solved exactly on the kept rows.
+        weight: (U·unit_size, C), the best on the kept rows.
         error: excess of the (damped) squared error over the unpruned optimum, as a fraction of the
             squared norm of the target; 0 when nothing is removed.
     """
@@ -75,9 +76,10 @@ class GreedyPass:
 
     Alive units fill the leading slots: the last ones move into the gaps that the removed leave, so
     nothing is ever copied as a whole. Removing rows P takes H⁻¹ to H⁻¹ − ZZᵀ with
-    Z = H⁻¹[:,P]·L⁻ᵀ, H⁻¹[P,P] = LLᵀ (the block form of Eq. 6). W and the diagonal blocks follow at
-    once, because the next scores need them; H⁻¹ itself waits until `PANEL` rows of Zᵀ have come
-    together, which turns many thin updates, bound by memory, into one matrix product.
+    Z = H⁻¹[:,P]·L⁻ᵀ, H⁻¹[P,P] = LLᵀ (the block form of Eq. 6), W to W − ZV with V = L⁻¹W[P], and
+    adds ‖V‖² to the error. The diagonal blocks and a rounded W follow at once, because the next
+    scores need them; H⁻¹ and W itself wait until `PANEL` rows of Zᵀ have come together, which turns
+    many thin updates, bound by memory, into matrix products.
 
     Args:
         problem: what to prune.
@@ -96,20 +98,34 @@ class GreedyPass:
         self.start = start
         # Rows in memory order: the dense weight arrives transposed, which makes scoring four times
         # as slow.
-        self._weight = _copy_rows(start)
-        self._gradient = _copy_rows(problem.gradient)
+        self._weight = _copy_rows(start, start.dtype)  # W, but for what waits
+        self._scored = _copy_rows(start, SCORE_DTYPE)
+        self._gradient = _copy_rows(problem.gradient, SCORE_DTYPE)
+        self._target = _target_norm(problem, self._weight)
+        self._lost = start.new_zeros(())
         count, size = problem.num_units, problem.unit_size
         everyone = torch.arange(count, device=start.device)
         self._unit = everyone.clone()  # slot -> unit
         self._diagonal = self._inverse.view(count, size, count, size)[everyone, :, everyone]
         self._alive = count
         self._panel = self._inverse.new_empty(PANEL, len(self._inverse))  # rows of Zᵀ to come
+        self._changes = start.new_empty(PANEL, start.shape[1])  # and of V
         self._waiting = 0
 
     @property
     def kept(self) -> Tensor:
         """(U,): units still alive, ascending."""
         return self._unit[: self._alive].sort().values
+
+    def snapshot(self, removed: int) -> Snapshot:
+        """The present state, with the weight as it has come through all downdates.
+
+        Args:
+            removed: units gone so far.
+        """
+        kept, places = self._unit[: self._alive].sort()
+        weight = self._current(_expand(places, self.problem.unit_size))
+        return Snapshot(removed, kept, weight, _fraction(float(self._lost), self._target))
 
     def remove(self, count: int) -> None:
         """Drop the `count` units of lowest saliency together and compensate the others."""
@@ -124,13 +140,13 @@ class GreedyPass:
         rows = alive * size
         return UnitBlocks(
             self._unit[:alive],
-            self._weight[:rows].view(alive, size, -1),
+            self._scored[:rows].view(alive, size, -1),
             self._gradient[:rows].view(alive, size, -1),
             self._diagonal[:alive],
         )
 
     def _downdate(self, rows: Tensor) -> None:
-        """Compensate for `rows`, which are still in place."""
+        """Compensate for `rows`, which are still in place; Z and V are the class's."""
         alive, size = self._alive, self.problem.unit_size
         width = alive * size
         waiting = self._panel[: self._waiting, :width]
@@ -138,32 +154,40 @@ class GreedyPass:
         columns = torch.addmm(columns, waiting[:, rows].mT, waiting, alpha=-1)
         factor = cholesky(columns[:, rows], name=self.problem.name)
         part = torch.linalg.solve_triangular(factor, columns, upper=False)  # Zᵀ
-        removed = self._weight[rows].to(factor.dtype)
-        change = torch.linalg.solve_triangular(factor, removed, upper=False)
-        self._weight[:width].addmm_(part.mT.to(SCORE_DTYPE), change.to(SCORE_DTYPE), alpha=-1)
+        change = torch.linalg.solve_triangular(factor, self._current(rows), upper=False)  # V
+        self._lost += change.square().sum()
+        self._scored[:width].addmm_(part.mT.to(SCORE_DTYPE), change.to(SCORE_DTYPE), alpha=-1)
         if size == 1:
             self._diagonal[:alive, 0, 0] -= part.square().sum(dim=0)
         else:
             grouped = part.view(-1, alive, size).permute(1, 2, 0)  # (U, D, p)
             self._diagonal[:alive].baddbmm_(grouped, grouped.mT, alpha=-1)
-        self._push(part)
+        self._push(part, change)
 
-    def _push(self, part: Tensor) -> None:
-        """Let rows of Zᵀ wait for the update of H⁻¹, or make it when the panel is full."""
+    def _current(self, rows: Tensor) -> Tensor:
+        """W at the given rows, with what waits."""
+        waiting, changes = self._panel[: self._waiting], self._changes[: self._waiting]
+        return self._weight[rows].addmm_(waiting[:, rows].mT, changes, alpha=-1)
+
+    def _push(self, part: Tensor, change: Tensor) -> None:
+        """Let rows of Zᵀ and V wait for the updates, or make them when the panel is full."""
         count, width = part.shape
         if self._waiting + count > PANEL:
-            self._subtract(self._panel[: self._waiting, :width])
+            self._subtract(self._panel[: self._waiting, :width], self._changes[: self._waiting])
             self._waiting = 0
         if count > PANEL:
-            self._subtract(part)
+            self._subtract(part, change)
         else:
-            self._panel[self._waiting : self._waiting + count, :width] = part
+            places = slice(self._waiting, self._waiting + count)
+            self._panel[places, :width] = part
+            self._changes[places] = change
             self._waiting += count
 
-    def _subtract(self, rows: Tensor) -> None:
-        """H⁻¹ ← H⁻¹ − ZZᵀ: (p, width)."""
+    def _subtract(self, rows: Tensor, changes: Tensor) -> None:
+        """H⁻¹ ← H⁻¹ − ZZᵀ and W ← W − ZV: Zᵀ (p, width), V (p, C)."""
         width = rows.shape[1]
         self._inverse[:width, :width].addmm_(rows.mT, rows, alpha=-1)
+        self._weight[:width].addmm_(rows.mT, changes, alpha=-1)
 
     def _drop(self, slots: Tensor) -> None:
         """Close the gaps at `slots` (ascending) with the last alive units.
@@ -178,12 +202,14 @@ class GreedyPass:
         for values in (self._unit, self._diagonal):
             values[slots] = values[movers]
         to, source = (_expand(s, self.problem.unit_size) for s in (slots, movers))
-        for values in (self._weight, self._gradient):
+        for values in (self._weight, self._scored, self._gradient):
             values[to] = values[source]
         width = self._alive * self.problem.unit_size
         square, waiting = self._inverse[:width, :width], self._panel[: self._waiting, :width]
-        square[to] = square[source]
-        square[:, to] = square[:, source]
+        moved = square[source]
+        moved[:, to] = moved[:, source]
+        square[to] = moved
+        square[:, to] = moved.mT  # H⁻¹ is symmetric, and rows are quicker to read
         waiting[:, to] = waiting[:, source]
         self._alive = left
 
@@ -218,6 +244,8 @@ def prune_progressively(
             f"{problem.name}: cannot remove {counts[0]}..{counts[-1]} of {problem.num_units} units"
         )
     state = GreedyPass(problem, criterion=criterion, rng=rng)
+    exact = carries_weights(problem.hessian.dtype)
+    snapshots: dict[int, Snapshot] = {}
     kept: dict[int, Tensor] = {}
     removed = 0
     for count in counts:
@@ -225,8 +253,16 @@ def prune_progressively(
             step = min(group_size, count - removed)
             state.remove(step)
             removed += step
-        kept[count] = state.kept
-    return solve_snapshots(problem, kept, start=state.start)
+        if exact:
+            snapshots[count] = state.snapshot(count)
+        else:
+            kept[count] = state.kept
+    return snapshots if exact else solve_snapshots(problem, kept, start=state.start)
+
+
+def carries_weights(dtype: torch.dtype) -> bool:
+    """Whether a pass in this precision arrives at weights that can be stored as they are."""
+    return dtype == torch.float64
 
 
 def solve_snapshots(
@@ -239,7 +275,7 @@ def solve_snapshots(
         kept: removed units to kept ones (U,), each set within the one before it.
         start: (d_in, C), the unconstrained optimum.
     """
-    scale = float((start * problem.gradient).sum())
+    target = _target_norm(problem, _copy_rows(start, start.dtype))
     whole = Snapshot(0, torch.arange(problem.num_units, device=start.device), start, 0.0)
     sparser = {removed: units for removed, units in kept.items() if removed > 0}
     snapshots = {0: whole} if 0 in kept else {}
@@ -251,9 +287,18 @@ def solve_snapshots(
     solved = solve_nested(problem.hessian, problem.gradient, rows, sizes, name=problem.name)
     for (removed, units), (weight, explained) in zip(sparser.items(), solved, strict=True):
         ascending = _expand(order[: len(units)].argsort(), problem.unit_size)
-        error = 1 - explained / scale if scale > 0 else 0.0
+        error = _fraction(target - explained, target)
         snapshots[removed] = Snapshot(removed, units, weight[ascending], error)
     return snapshots
+
+
+def _target_norm(problem: LocalProblem, start: Tensor) -> float:
+    """tr(WᵀG) of the unconstrained optimum `start` (d_in, C): what errors are fractions of."""
+    return float(torch.dot(start.flatten(), problem.gradient.flatten()))
+
+
+def _fraction(lost: float, target: float) -> float:
+    return lost / target if target > 0 else 0.0
 
 
 def _longest_first(nested: Sequence[Tensor]) -> Tensor:
@@ -264,9 +309,9 @@ def _longest_first(nested: Sequence[Tensor]) -> Tensor:
     return torch.cat(parts)
 
 
-def _copy_rows(matrix: Tensor) -> Tensor:
-    """A copy in `SCORE_DTYPE`, rows in memory order."""
-    return torch.empty(matrix.shape, dtype=SCORE_DTYPE, device=matrix.device).copy_(matrix)
+def _copy_rows(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy, rows in memory order."""
+    return torch.empty(matrix.shape, dtype=dtype, device=matrix.device).copy_(matrix)
 
 
 def _expand(units: Tensor, unit_size: int) -> Tensor:
