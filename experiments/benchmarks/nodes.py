@@ -36,6 +36,23 @@ def _flops(sublayer: Sublayer, sliced: Any, length: int) -> float:
     return products + 2.0 * length * sliced.output.shape[1]  # QKᵀ and PV, the causal half
 
 
+def one_by_one_flops(
+    decoder: Decoder, costs: Sequence[Mapping[int, float]], stages: Sequence[Mapping[str, Any]]
+) -> float:
+    """The same without sharing or slicing: every distinct candidate alone, its zeros multiplied.
+
+    Args:
+        decoder: the dense model.
+        costs: of `sublayer_flops`; the largest of a sublayer is that of the dense one.
+        stages: each with `tokens` and `candidates`.
+    """
+    dense = sum(max(cost.values()) for cost in costs) + 2.0 * decoder.head.numel()
+    return sum(
+        stage["tokens"] * len({tuple(levels) for levels in stage["candidates"]}) * dense
+        for stage in stages
+    )
+
+
 def generation_flops(
     decoder: Decoder, costs: Sequence[Mapping[int, float]], stages: Sequence[Mapping[str, Any]]
 ) -> float:

@@ -3,8 +3,9 @@
     python side.py ROLE FOLDER        (started by supernet_and_generation.py)
 
 It loads what the role needs, answers with one line of JSON, and then performs the work once for
-every line it reads from standard input, answering each with a line of JSON. Both sides do the same
-work on the same model, text, level grid and random draws.
+every line it reads from standard input, answering each with a line of JSON; the line says how:
+`run`, `profile`, or `nested`. Both sides do the same work on the same model, text, level grid and
+random draws.
 """
 
 from __future__ import annotations
@@ -19,13 +20,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from nodes import generation_flops, sublayer_flops
+from nodes import generation_flops, one_by_one_flops, sublayer_flops
 from released import ReleasedBuilder, ReleasedEvaluator, write_dense
 from setting import Setting
 from stopwatch import BUILD_PARTS, SEARCH_PARTS, Stopwatch
 from transformers import LlamaConfig
 
 from tyr.ceilings import gemm_rate
+from tyr.events import GenerationFinished
 from tyr.memory import peak_rss_bytes
 from tyr.model.architecture import ARCHITECTURES
 from tyr.model.decoder import Decoder
@@ -36,11 +38,14 @@ from tyr.model.skeleton import place, skeleton
 from tyr.prune.criterion import Taylor
 from tyr.prune.local import LocalPruner
 from tyr.prune.target import SelfTarget
+from tyr.search.archive import KeepAll
+from tyr.search.economy import Economy
 from tyr.search.evolution import EvolutionarySearch, SearchState
 from tyr.search.ledger import Evaluator
 from tyr.search.mutation import Levels
 from tyr.search.objective import KdLogits, dense_reference
 from tyr.search.population import PopulationEvaluator, PopulationLosses
+from tyr.search.samples import Extent, NestedSamples
 from tyr.search.selection import Sample
 from tyr.sparsity import LevelGrid, uniform_allocation
 from tyr.supernet.accumulation import ExpectationAccumulation
@@ -249,37 +254,75 @@ class Record:
         return result
 
 
+class Whole(NestedSamples):
+    """A stage's positions in one piece, for an evaluator that keeps nothing of earlier stages."""
+
+    def draw(
+        self,
+        num_sequences: int,
+        extents: Sequence[Extent],
+        *,
+        rng: torch.Generator,
+        fixed: torch.Generator,
+    ) -> tuple[Sample, ...]:
+        """See `Samples.draw`."""
+        pieces = super().draw(num_sequences, extents, rng=rng, fixed=fixed)
+        rows = torch.cat([piece.rows for piece in pieces]).sort().values
+        return (Sample(rows, pieces[-1].length),)
+
+
 class Search:
     """Consecutive generations of the same search, with either evaluator."""
+
+    # For `nested`: how later stages take the positions of earlier ones, renewed every generation.
+    nested = Economy(samples=NestedSamples(generations=1), archive=KeepAll())
 
     def __init__(self, workload: Workload, grid: LevelGrid, evaluator: Evaluator) -> None:
         setting = workload.setting
         self._workload = workload
         self._grid = grid
         self._evaluator = evaluator
-        self._state = SearchState(0, (0,) * (2 * setting.blocks))
+        self._states = {nested: SearchState(0, (0,) * (2 * setting.blocks)) for nested in (0, 1)}
 
     def run(self) -> dict[str, Any]:
         """See `Side.run`."""
+        return self._generation(None)
+
+    def run_nested(self) -> dict[str, Any]:
+        """A generation of another search, whose stages share positions."""
+        return self._generation(self.nested)
+
+    def _generation(self, economy: Economy | None) -> dict[str, Any]:
         setting, record = self._workload.setting, Record(self._evaluator)
+        kind = int(economy is not None)
         search = EvolutionarySearch(
             KdLogits(),
-            generations=self._state.generation + 1,
+            generations=self._states[kind].generation + 1,
             offspring=setting.offspring,
             stages=setting.stages,
             batch_tokens=setting.batch_tokens,
+            economy=economy,
         )
+        events: list[GenerationFinished] = []
         with Clock() as clock:
-            self._state = search.run(
+            state = search.run(
                 record,
                 self._grid,
-                state=self._state,
+                state=self._states[kind],
                 seed=setting.seed,
                 iteration=0,
-                on_generation=lambda *_: None,
+                on_generation=lambda _, event: events.append(event),
             )
-        parent = {"parent": list(self._state.parent), "loss": self._state.loss}
-        return {**clock.times, "stages": record.stages, **parent, **memory()}
+        self._states[kind] = state
+        return {
+            **clock.times,
+            "stages": record.stages,
+            "ranked": [[stage.num_tokens, *stage.losses] for stage in events[0].stages],
+            "evaluated_tokens": events[0].evaluated_tokens,
+            "parent": list(state.parent),
+            "loss": state.loss,
+            **memory(),
+        }
 
 
 class SearchTyr(Search):
@@ -305,9 +348,14 @@ class SearchTyr(Search):
         self._costs = sublayer_flops(decoder, workload.store(decoder), tokens.shape[1])
 
     def run(self) -> dict[str, Any]:
-        """See `Side.run`; with the operations that sharing leaves."""
+        """See `Side.run`; with the operations that sharing leaves, and those without any."""
         answer = super().run()
-        return {**answer, "flops": generation_flops(self._decoder, self._costs, answer["stages"])}
+        stages = answer["stages"]
+        return {
+            **answer,
+            "flops": generation_flops(self._decoder, self._costs, stages),
+            "one_by_one_flops": one_by_one_flops(self._decoder, self._costs, stages),
+        }
 
 
 class SearchShort(SearchTyr):
@@ -320,6 +368,7 @@ class SearchReleased(Search):
     """The released evaluator on the dense files."""
 
     parts = SEARCH_PARTS["released"]
+    nested = Economy(samples=Whole(generations=1))
 
     def __init__(self, workload: Workload) -> None:
         decoder = workload.decoder()
@@ -384,6 +433,8 @@ def main() -> None:
             with Stopwatch(getattr(side, "parts", ())) as watch:
                 answer = side.run()
             answer["parts"] = watch.breakdown(answer["seconds"])
+        elif command.strip() == "nested" and isinstance(side, Search):
+            answer = side.run_nested()
         else:
             answer = side.run()
         print(json.dumps(answer), flush=True)
