@@ -84,6 +84,26 @@ class StageLosses:
 
 
 @dataclass(frozen=True)
+class StartRound:
+    """One round of a computed start, before the first generation of a search.
+
+    Args:
+        round: 0-based, of `rounds`.
+        changes: allocations measured around the parent.
+        parent_loss: loss of the parent on the tokens that optima are compared on.
+        best_loss: loss of the best of them, the parent included, on the same tokens.
+    """
+
+    iteration: int
+    round: int
+    rounds: int
+    changes: int
+    parent_loss: float
+    best_loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class GenerationFinished:
     """One generation of the search.
 
@@ -207,6 +227,9 @@ class Callback:
     def on_sublayer_pruned(self, event: SublayerPruned) -> None:
         """After each sublayer of a supernet or finishing pass."""
 
+    def on_start_round(self, event: StartRound) -> None:
+        """After each round of a computed start; the first generation comes next."""
+
     def on_generation_end(self, event: GenerationFinished) -> None:
         """After each generation."""
 
@@ -243,6 +266,10 @@ class CallbackList(Callback):
     def on_sublayer_pruned(self, event: SublayerPruned) -> None:
         for callback in self.callbacks:
             callback.on_sublayer_pruned(event)
+
+    def on_start_round(self, event: StartRound) -> None:
+        for callback in self.callbacks:
+            callback.on_start_round(event)
 
     def on_generation_end(self, event: GenerationFinished) -> None:
         for callback in self.callbacks:

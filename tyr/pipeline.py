@@ -181,6 +181,7 @@ class Pipeline:
                 seed=self.method.seed,
                 iteration=iteration,
                 on_generation=finished,
+                on_start=session.callbacks.on_start_round,
             )
         allocation = grid.allocation(state.parent)
         session.callbacks.on_search_end(SearchFinished(iteration, allocation, state.loss))

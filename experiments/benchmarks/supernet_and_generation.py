@@ -124,16 +124,26 @@ def ratio(answers: dict[str, list[Answer]], key: str = "seconds", side: str = "t
 
 
 def compare_losses(answers: dict[str, list[Answer]]) -> dict[str, Any]:
-    """Whether both sides saw equal candidates, and by how much their losses differ."""
-    worst, equal, count = 0.0, True, 0
-    for released, tyr in zip(answers["released"], answers["tyr"], strict=True):
+    """Whether both sides saw equal candidates, and by how much their losses differ, and where."""
+    differences: list[tuple[float, dict[str, int]]] = []
+    equal = True
+    for turn, (released, tyr) in enumerate(zip(answers["released"], answers["tyr"], strict=True)):
         equal &= released["parent"] == tyr["parent"]
         for ours, theirs in zip(tyr["stages"], released["stages"], strict=True):
             equal &= ours["candidates"] == theirs["candidates"] and ours["rows"] == theirs["rows"]
-            pairs = list(zip(ours["losses"], theirs["losses"], strict=True))
-            worst = max([worst, *(abs(a - b) / abs(b) for a, b in pairs)])
-            count += len(pairs)
-    return {"same_survivors": equal, "largest_relative_difference": worst, "losses": count}
+            pairs = zip(ours["losses"], theirs["losses"], strict=True)
+            differences += [
+                (abs(a - b) / abs(b), {"turn": turn, "tokens": ours["tokens"], "candidate": index})
+                for index, (a, b) in enumerate(pairs)
+            ]
+    worst, where = max(differences, key=lambda pair: pair[0])
+    return {
+        "same_survivors": equal,
+        "largest_relative_difference": worst,
+        "where": where,
+        "median_relative_difference": median(difference for difference, _ in differences),
+        "losses": len(differences),
+    }
 
 
 def compare_short(answers: dict[str, list[Answer]]) -> dict[str, Any]:
@@ -317,6 +327,14 @@ def markdown(content: dict[str, Any]) -> list[str]:
         for side, parts in part["parts"].items():
             spent = ", ".join(f"{k} {v:.2f} s" for k, v in parts.items())
             lines += [f"{side} spends: {spent}", ""]
+    losses = result["losses"]
+    lines += [
+        f"Relative differences of {losses['losses']:,} losses: median "
+        f"{losses['median_relative_difference']:.1e}, largest "
+        f"{losses['largest_relative_difference']:.1e} (turn {losses['where']['turn'] + 1}, "
+        f"{losses['where']['tokens']:,} tokens).",
+        "",
+    ]
     lines += nested_turns(result["generation"])
     header = list(result["stages"][0])
     rows = [[f"{row[k]:.3g}" for k in header] for row in result["stages"]]

@@ -20,6 +20,7 @@ from tyr.events import (
     StageFinished,
     StageLosses,
     StageStarted,
+    StartRound,
     SublayerPruned,
 )
 from tyr.sparsity import Allocation, UnitCounts, stream_order, uniform_allocation
@@ -30,6 +31,7 @@ HOOKS = {
     RunStarted: "on_run_start",
     StageStarted: "on_stage_start",
     SublayerPruned: "on_sublayer_pruned",
+    StartRound: "on_start_round",
     GenerationFinished: "on_generation_end",
     SearchFinished: "on_search_end",
     EvaluationFinished: "on_evaluation_end",

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tyr.callbacks import Progress
 from tyr.errors import ConfigError
-from tyr.events import StageFinished, StageStarted, SublayerPruned
+from tyr.events import StageFinished, StageStarted, StartRound, SublayerPruned
 
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -40,6 +40,28 @@ def test_a_log_gets_a_few_plain_lines_per_stage(run: Any, play: Callable[..., No
     assert "iteration 2/2, search: done in 1.0 s" in text
     assert "  50/50  best loss" in text
     assert len(text.splitlines()) < 60, "hundreds of steps must not become hundreds of lines"
+
+
+START = StartRound(
+    iteration=0, round=1, rounds=3, changes=64, parent_loss=0.5, best_loss=0.25, seconds=60.0
+)
+
+
+def test_a_computed_start_is_told_of_round_by_round(run: Any, play: Callable[..., None]) -> None:
+    target = console(terminal=False)
+    search = [StageStarted("search", 4, 0), START, replace(START, round=0, rounds=1)]
+    play([Progress(console=target)], [run.started(), *search])
+    assert "  start, round 2/3: 64 changes measured, loss 0.5 to 0.25\n" in output(target)
+    assert "  start: 64 changes measured, loss 0.5 to 0.25\n" in output(target)
+
+
+def test_the_rest_of_a_search_is_not_expected_to_take_as_long_as_its_start(
+    run: Any, play: Callable[..., None]
+) -> None:
+    progress = Progress(console=console(terminal=False))
+    first = replace(run.generation(0, 0), seconds=62.0)
+    play([progress], [run.started(), StageStarted("search", run.generations, 0), START, first])
+    assert progress._plan._mean("search") == 2.0
 
 
 def test_lines_per_stage_counts_the_step_lines(run: Any, play: Callable[..., None]) -> None:

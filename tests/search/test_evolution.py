@@ -11,13 +11,15 @@ from torch import Tensor
 from tests.references.one_by_one import OneByOneEvaluator
 from tests.tolerance import FLOAT32, assert_close
 from tyr.errors import ConfigError
-from tyr.events import GenerationFinished
+from tyr.events import GenerationFinished, StartRound
 from tyr.model.decoder import Decoder
+from tyr.search.economy import Economy
 from tyr.search.evolution import EvolutionarySearch, SearchState
 from tyr.search.ledger import Evaluator, Ledger
 from tyr.search.mutation import Levels
 from tyr.search.objective import KdHidden, KdLogits, Perplexity, dense_reference
 from tyr.search.population import PopulationEvaluator, PopulationLosses
+from tyr.search.rounds import RoundsStart
 from tyr.search.selection import Sample
 from tyr.sparsity import Allocation, LevelGrid, UnitCounts
 from tyr.supernet.store import SupernetStore
@@ -86,6 +88,27 @@ def test_the_search_finds_the_best_allocation_and_conserves_the_budget() -> None
     assert state.generation == 40
     for _, event in log:
         assert event.allocation.total == CENTRE.total
+
+
+def test_a_computed_start_reports_each_of_its_rounds_before_the_first_generation() -> None:
+    told: list[object] = []
+    method = search(generations=2, economy=Economy(start=RoundsStart(rounds=2)))
+    method.run(
+        Distance(),
+        GRID,
+        state=START,
+        seed=0,
+        iteration=3,
+        on_generation=lambda _, event: told.append(event),
+        on_start=told.append,
+    )
+    rounds = [event for event in told if isinstance(event, StartRound)]
+    assert told[:2] == rounds
+    assert [(event.iteration, event.round, event.rounds) for event in rounds] == [
+        (3, 0, 2),
+        (3, 1, 2),
+    ]
+    assert all(event.best_loss <= event.parent_loss and event.seconds > 0 for event in rounds)
 
 
 def test_the_best_loss_never_grows_when_the_last_stage_is_the_whole_text() -> None:

@@ -9,7 +9,7 @@ from tests.references.all_shifts import within
 from tyr.errors import ConfigError
 from tyr.search.mutation import Levels
 from tyr.search.selection import Sample
-from tyr.search.start import CentreStart, DynamicStart
+from tyr.search.start import CentreStart, DynamicStart, Round
 
 GOAL = (3, -4, 1, 0, -2, 2, -2, 2)  # both kinds sum to zero
 PARENT = (0,) * 8
@@ -61,6 +61,16 @@ def test_every_pair_is_measured_once_alone_and_the_optima_on_more_tokens() -> No
     assert len(set(singles)) == len(singles) == 1 + 8 * 8
     assert all(sum(level != 0 for level in levels) <= 1 for levels in singles)
     assert 2 <= len(optima) <= 5  # at most one for each distance from the parent
+
+
+def test_a_round_is_reported_with_what_it_gained() -> None:
+    text, rounds = Additive(), list[Round]()
+    start = DynamicStart().find(
+        text.evaluate, PARENT, ((-4, 4),) * 8, draw=draw, report=rounds.append
+    )
+    (only,) = rounds
+    assert (only.round, only.rounds, only.changes) == (0, 1, 8 * 8)
+    assert (only.parent_loss, only.best_loss) == (text.loss(PARENT), text.loss(start))
 
 
 def test_the_start_keeps_the_bounds_of_a_layout_and_the_budget() -> None:

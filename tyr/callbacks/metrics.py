@@ -12,11 +12,12 @@ from tyr.events import (
     GenerationFinished,
     StageFinished,
     StageName,
+    StartRound,
     SublayerPruned,
 )
 
 # Prefix of the keys -> the key that is their x axis.
-STEP_OF = {f"{s}/*": f"{s}/step" for s in ("search", "supernet", "finish", "evaluation")}
+STEP_OF = {f"{s}/*": f"{s}/step" for s in ("start", "search", "supernet", "finish", "evaluation")}
 ALLOCATION_IMAGE = "search/allocation"
 RESULT_TABLE = "eval/table"
 
@@ -24,6 +25,17 @@ RESULT_TABLE = "eval/table"
 def stage_losses_key(stage: int) -> str:
     """Histogram of the losses of one search stage."""
     return f"search/stage{stage}_losses"
+
+
+def start_metrics(event: StartRound) -> dict[str, float]:
+    """Numbers of one round of a computed start."""
+    return {
+        "start/step": event.iteration * event.rounds + event.round,
+        "start/best_loss": event.best_loss,
+        "start/parent_loss": event.parent_loss,
+        "start/changes": event.changes,
+        "start/seconds": event.seconds,
+    }
 
 
 def generation_metrics(event: GenerationFinished) -> dict[str, float]:

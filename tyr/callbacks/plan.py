@@ -94,6 +94,11 @@ class Plan:
         if seconds is not None:
             self._step_seconds.setdefault(self.current[0], []).append(seconds)
 
+    def note(self, detail: str) -> None:
+        """Something for the user to read beside the current stage's bar; no step is done."""
+        if self.current is not None:
+            self.stages[self.current].detail = detail
+
     def finish(self, event: StageFinished) -> None:
         """A stage ended."""
         stage = self.stages.setdefault((event.stage, event.iteration), Progressed(1))

@@ -26,6 +26,7 @@ from tyr.events import (
     RunStarted,
     StageFinished,
     StageStarted,
+    StartRound,
     SublayerPruned,
 )
 
@@ -70,6 +71,7 @@ class Progress(Callback):
         self._live: LiveRegion | None = None
         self._plan = Plan(0, 0)
         self._headline, self._begin = "", 0.0
+        self._start_seconds = 0.0  # of the rounds before a search's first generation
 
     def on_run_start(self, event: RunStarted) -> None:
         from rich.console import Console
@@ -102,10 +104,21 @@ class Progress(Callback):
             seconds = None if event.resumed else event.seconds
             self._step(f"{event.sublayer.name}{error}", seconds=seconds)
 
+    def on_start_round(self, event: StartRound) -> None:
+        self._start_seconds += event.seconds
+        which = f", round {event.round + 1}/{event.rounds}" if event.rounds > 1 else ""
+        losses = f"loss {event.parent_loss:.5g} to {event.best_loss:.5g}"
+        detail = f"start{which}: {event.changes} changes measured, {losses}"
+        self._plan.note(detail)
+        if self._live is None:
+            self._say(f"  {detail}")
+
     def on_generation_end(self, event: GenerationFinished) -> None:
         detail = f"best loss {event.best_loss:.5g}"
         of = (event.generation + 1, event.generations)
-        self._step(detail, of=of, seconds=event.seconds)
+        typical = event.seconds - self._start_seconds  # generations to come have no start
+        self._step(detail, of=of, seconds=typical)
+        self._start_seconds = 0.0
 
     def on_evaluation_end(self, event: EvaluationFinished) -> None:
         perplexity = format_perplexity(event.row.perplexity)

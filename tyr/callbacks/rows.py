@@ -18,6 +18,7 @@ from tyr.events import (
     StageFinished,
     StageLosses,
     StageStarted,
+    StartRound,
     SublayerPruned,
 )
 
@@ -36,6 +37,7 @@ COLUMNS = (
     "evaluated_tokens",
     "sublayer_evaluations",
     "dense_sublayer_evaluations",
+    "changes",
     "best_loss",
     "parent_loss",
     "stages",
@@ -81,6 +83,19 @@ def sublayer_row(event: SublayerPruned, started: StageStarted | None) -> Row:
         name=started.label if started else "",
         seconds=event.seconds,
         errors=_json({str(level): error for level, error in sorted(event.errors.items())}),
+    )
+
+
+def start_row(event: StartRound) -> Row:
+    """Row of a round of a computed start."""
+    return _row(
+        event="start",
+        iteration=event.iteration,
+        name=f"{event.round + 1}/{event.rounds}",
+        seconds=event.seconds,
+        changes=event.changes,
+        best_loss=event.best_loss,
+        parent_loss=event.parent_loss,
     )
 
 

@@ -7,6 +7,8 @@ values are JSON. Losses are as the objective reports them, `iteration` and `gene
                 part of a stage that was killed: durations.json has that)
     sublayer    iteration (empty in a finishing pass), stage, sublayer, name (label), seconds,
                 errors {level: relative reconstruction error}
+    start       iteration, name (round/rounds), seconds, changes, best_loss, parent_loss, where the
+                search has a computed start
     generation  iteration, generation, generations, seconds, evaluated_tokens, sublayer_evaluations,
                 dense_sublayer_evaluations, best_loss, parent_loss, stages [{num_tokens, candidates,
                 best, mean}], allocation {kind: removed units per block}; with the options that save
@@ -35,6 +37,7 @@ from tyr.callbacks.metrics import (
     generation_metrics,
     stage_losses_key,
     stage_metrics,
+    start_metrics,
     sublayer_metrics,
 )
 from tyr.callbacks.metrics_file import METRICS_FILE, MetricsFile
@@ -45,6 +48,7 @@ from tyr.callbacks.rows import (
     row_key,
     search_row,
     stage_row,
+    start_row,
     sublayer_row,
 )
 from tyr.callbacks.wandb_mode import check_mode, resolve_mode
@@ -59,6 +63,7 @@ from tyr.events import (
     StageFinished,
     StageName,
     StageStarted,
+    StartRound,
     SublayerPruned,
 )
 from tyr.files import write_json
@@ -98,6 +103,9 @@ class CsvMetrics(Callback):
         # Read back on resume, it has no errors: never let it replace the row that does.
         if not (event.resumed and row_key(row) in self.file.rows):
             self.file.put(row)
+
+    def on_start_round(self, event: StartRound) -> None:
+        self.file.put(start_row(event))
 
     def on_generation_end(self, event: GenerationFinished) -> None:
         self.file.put(generation_row(event))
@@ -177,6 +185,9 @@ class WandbTracking(Callback):
         if self._start is not None and not event.resumed:
             num_sublayers = 2 * self._start.units.num_blocks
             self._log(dict(sublayer_metrics(event, self._stage, num_sublayers)))
+
+    def on_start_round(self, event: StartRound) -> None:
+        self._log(dict(start_metrics(event)))
 
     def on_generation_end(self, event: GenerationFinished) -> None:
         position = [event.iteration, event.generation]

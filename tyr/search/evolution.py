@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tyr.errors import ConfigError
-from tyr.events import GenerationFinished
+from tyr.events import GenerationFinished, StartRound
 from tyr.memory import is_whole_bytes
 from tyr.model.source import parse_dtype
 from tyr.randomness import derive_generator
@@ -25,6 +25,7 @@ from tyr.search.ledger import Evaluator, Ledger
 from tyr.search.mutation import Bounds, Levels, donors_by_kind, mutate
 from tyr.search.objective import Objective
 from tyr.search.selection import Sample, draw_sample, parse_stages, sample_key
+from tyr.search.start import Round
 from tyr.search.surrogate import Demand, Proposal, rank_correlation
 from tyr.sparsity import Allocation, LevelGrid
 
@@ -46,6 +47,10 @@ class SearchState:
     loss: float = math.inf
     sample_key: tuple[int, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
+
+
+def silent(event: StartRound) -> None:
+    """A report that nobody reads."""
 
 
 class EvolutionarySearch:
@@ -130,6 +135,7 @@ class EvolutionarySearch:
         seed: int,
         iteration: int,
         on_generation: Callable[[SearchState, GenerationFinished], None],
+        on_start: Callable[[StartRound], None] = silent,
     ) -> SearchState:
         """Continue the search from `state` to the last generation.
 
@@ -140,6 +146,7 @@ class EvolutionarySearch:
             seed: of the run.
             iteration: 0-based, for randomness and reports.
             on_generation: called after each generation with the state to save.
+            on_start: called after each round of a computed start.
         """
         bounds = grid.bounds()
         # Without a legal shift there is one allocation: the parent's loss is all there is to know.
@@ -147,7 +154,7 @@ class EvolutionarySearch:
         while state.generation < self.generations:
             started = time.perf_counter()
             generation = _Generation(self, evaluator, state, seed=seed, iteration=iteration)
-            state = generation.run(bounds, stuck=stuck)
+            state = generation.run(bounds, stuck=stuck, on_start=on_start)
             if stuck:
                 state = replace(state, generation=self.generations)
             seconds = time.perf_counter() - started
@@ -189,14 +196,16 @@ class _Generation:
         self._rank_correlation: float | None = None
         self._parent_loss = math.inf
 
-    def run(self, bounds: Bounds, *, stuck: bool) -> SearchState:
+    def run(
+        self, bounds: Bounds, *, stuck: bool, on_start: Callable[[StartRound], None]
+    ) -> SearchState:
         """Mutate the parent, thin the offspring over the stages, keep the best."""
         state, stages = self._state, self._search.stages
         parent = state.parent
         candidates: list[Levels] = []
         if not stuck:
             if state.generation == 0:
-                parent = self._start(bounds)
+                parent = self._start(bounds, on_start)
             self._proposal = self._propose(parent, bounds)
             candidates = self._proposal.candidates
         for index in range(len(stages) - 1) if candidates else ():
@@ -224,7 +233,8 @@ class _Generation:
             surrogate_rank_correlation=self._rank_correlation,
         )
 
-    def _start(self, bounds: Bounds) -> Levels:
+    def _start(self, bounds: Bounds, on_start: Callable[[StartRound], None]) -> Levels:
+        began = time.perf_counter()
         rng = derive_generator(self._seed, "start", self._iteration)
 
         def draw(index: int) -> Sample:
@@ -232,8 +242,14 @@ class _Generation:
             evaluator = self._evaluator
             return draw_sample(evaluator.num_sequences, evaluator.length, stage.num_tokens, rng)
 
+        def report(done: Round) -> None:
+            nonlocal began
+            now = time.perf_counter()
+            on_start(StartRound(self._iteration, **vars(done), seconds=now - began))
+            began = now
+
         return self._economy.start.find(
-            self._ledger.evaluate, self._state.parent, bounds, draw=draw
+            self._ledger.evaluate, self._state.parent, bounds, draw=draw, report=report
         )
 
     def _propose(self, parent: Levels, bounds: Bounds) -> Proposal:

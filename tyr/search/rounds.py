@@ -10,16 +10,13 @@ step are measured too. Beyond the paper; `tyr/search/start.py` has the single ro
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 
 from tyr.errors import ConfigError
 from tyr.search.knapsack import best_within, distance, priced_optima, single_changes
 from tyr.search.mutation import Bounds, Levels
 from tyr.search.selection import best_indices
-from tyr.search.start import Draw, Evaluate, single_increments
-
-logger = logging.getLogger(__name__)
+from tyr.search.start import Draw, Evaluate, Report, Round, silent, single_increments
 
 # Of the gain per step of the free optimum: steps worth less than this are not taken.
 _PRICES = (1.0, 0.5)
@@ -65,6 +62,7 @@ class RoundsStart:
         bounds: Bounds,
         *,
         draw: Draw,
+        report: Report = silent,
     ) -> Levels:
         """See `Start.find`."""
         measured: list[Sequence[Mapping[int, float]]] = []
@@ -77,10 +75,7 @@ class RoundsStart:
             entrants = list(dict.fromkeys([*parents, *self._optima(measured, parent)]))
             checked = evaluate(entrants, draw(self.check_stage))
             best = best_indices(checked, 1)[0]  # the parent comes first, so it wins ties
-            logger.info(
-                "start, round %d of %d: %d single changes, loss %.5g -> %.5g",
-                *(number + 1, self.rounds, len(near), checked[0], checked[best]),
-            )
+            report(Round(number, self.rounds, len(near), checked[0], checked[best]))
             parent = entrants[best]
             parents = list(dict.fromkeys([parent, *parents]))
         return parent

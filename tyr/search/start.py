@@ -9,8 +9,8 @@ together with the parent, and the best of them is the start.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from tyr.errors import ConfigError
@@ -18,10 +18,26 @@ from tyr.search.knapsack import best_within, changed_place, farthest, single_cha
 from tyr.search.mutation import Bounds, Levels
 from tyr.search.selection import Sample, best_indices
 
-logger = logging.getLogger(__name__)
-
 Evaluate = Callable[[Sequence[Levels], Sample], list[float]]
 Draw = Callable[[int], Sample]
+
+
+@dataclass(frozen=True)
+class Round:
+    """What one round of a computed start did; see `tyr.events.StartRound`."""
+
+    round: int
+    rounds: int
+    changes: int
+    parent_loss: float
+    best_loss: float
+
+
+Report = Callable[[Round], None]
+
+
+def silent(done: Round) -> None:
+    """A report that nobody reads."""
 
 
 class Start(Protocol):
@@ -34,6 +50,7 @@ class Start(Protocol):
         bounds: Bounds,
         *,
         draw: Draw,
+        report: Report = silent,
     ) -> Levels:
         """The parent to start from.
 
@@ -42,6 +59,7 @@ class Start(Protocol):
             parent: the centre of the grid.
             bounds: lowest and highest level of every sublayer.
             draw: a sample with the tokens of the stage with this index.
+            report: called after each round.
         """
 
 
@@ -55,6 +73,7 @@ class CentreStart:
         bounds: Bounds,
         *,
         draw: Draw,
+        report: Report = silent,
     ) -> Levels:
         """The parent itself."""
         return parent
@@ -87,6 +106,7 @@ class DynamicStart:
         bounds: Bounds,
         *,
         draw: Draw,
+        report: Report = silent,
     ) -> Levels:
         """See `Start.find`."""
         singles = single_changes(parent, bounds)
@@ -98,9 +118,7 @@ class DynamicStart:
                 optima.append(optimum)
         checked = evaluate(optima, draw(self.check_stage))
         best = best_indices(checked, 1)[0]  # the parent comes first, so it wins ties
-        logger.info(
-            "start: %d single changes, loss %.5g -> %.5g", len(singles), checked[0], checked[best]
-        )
+        report(Round(0, 1, len(singles), checked[0], checked[best]))
         return optima[best]
 
 
