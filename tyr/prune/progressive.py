@@ -125,7 +125,7 @@ class GreedyPass:
         """
         kept, places = self._unit[: self._alive].sort()
         weight = self._current(_expand(places, self.problem.unit_size))
-        return Snapshot(removed, kept, weight, _fraction(float(self._lost), self._target))
+        return Snapshot(removed, kept, weight, _fraction(float(self._lost), float(self._target)))
 
     def remove(self, count: int) -> None:
         """Drop the `count` units of lowest saliency together and compensate the others."""
@@ -275,7 +275,7 @@ def solve_snapshots(
         kept: removed units to kept ones (U,), each set within the one before it.
         start: (d_in, C), the unconstrained optimum.
     """
-    target = _target_norm(problem, _copy_rows(start, start.dtype))
+    target = float(_target_norm(problem, _copy_rows(start, start.dtype)))
     whole = Snapshot(0, torch.arange(problem.num_units, device=start.device), start, 0.0)
     sparser = {removed: units for removed, units in kept.items() if removed > 0}
     snapshots = {0: whole} if 0 in kept else {}
@@ -292,9 +292,9 @@ def solve_snapshots(
     return snapshots
 
 
-def _target_norm(problem: LocalProblem, start: Tensor) -> float:
+def _target_norm(problem: LocalProblem, start: Tensor) -> Tensor:
     """tr(WᵀG) of the unconstrained optimum `start` (d_in, C): what errors are fractions of."""
-    return float(torch.dot(start.flatten(), problem.gradient.flatten()))
+    return torch.dot(start.flatten(), problem.gradient.flatten())
 
 
 def _fraction(lost: float, target: float) -> float:
