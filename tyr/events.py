@@ -84,8 +84,8 @@ class StageLosses:
 
 
 @dataclass(frozen=True)
-class StartRound:
-    """One round of a computed start, before the first generation of a search.
+class Round:
+    """What one round of a computed start did.
 
     Args:
         round: 0-based, of `rounds`.
@@ -94,12 +94,18 @@ class StartRound:
         best_loss: loss of the best of them, the parent included, on the same tokens.
     """
 
-    iteration: int
     round: int
     rounds: int
     changes: int
     parent_loss: float
     best_loss: float
+
+
+@dataclass(frozen=True)
+class StartRound(Round):
+    """A round of the start of an iteration's search; the first generation comes after the last."""
+
+    iteration: int
     seconds: float
 
 
@@ -213,6 +219,10 @@ class RunFinished:
     peak_rss_bytes: int
     export_dir: Path | None
     removed_units: Mapping[Kind, int] = field(default_factory=dict)
+
+
+def silent(event: object) -> None:
+    """A report that nobody reads."""
 
 
 class Callback:

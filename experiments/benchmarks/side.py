@@ -45,7 +45,7 @@ from tyr.search.ledger import Evaluator
 from tyr.search.mutation import Levels
 from tyr.search.objective import KdLogits, dense_reference
 from tyr.search.population import PopulationEvaluator, PopulationLosses
-from tyr.search.samples import Extent, NestedSamples
+from tyr.search.samples import NestedSamples
 from tyr.search.selection import Sample
 from tyr.sparsity import LevelGrid, uniform_allocation
 from tyr.supernet.accumulation import ExpectationAccumulation
@@ -257,16 +257,9 @@ class Record:
 class Whole(NestedSamples):
     """A stage's positions in one piece, for an evaluator that keeps nothing of earlier stages."""
 
-    def draw(
-        self,
-        num_sequences: int,
-        extents: Sequence[Extent],
-        *,
-        rng: torch.Generator,
-        fixed: torch.Generator,
-    ) -> tuple[Sample, ...]:
+    def draw(self, *text: Any, **generators: Any) -> tuple[Sample, ...]:
         """See `Samples.draw`."""
-        pieces = super().draw(num_sequences, extents, rng=rng, fixed=fixed)
+        pieces = super().draw(*text, **generators)
         rows = torch.cat([piece.rows for piece in pieces]).sort().values
         return (Sample(rows, pieces[-1].length),)
 
@@ -282,7 +275,8 @@ class Search:
         self._workload = workload
         self._grid = grid
         self._evaluator = evaluator
-        self._states = {nested: SearchState(0, (0,) * (2 * setting.blocks)) for nested in (0, 1)}
+        start = SearchState(0, (0,) * (2 * setting.blocks))
+        self._states: dict[Economy | None, SearchState] = {None: start, self.nested: start}
 
     def run(self) -> dict[str, Any]:
         """See `Side.run`."""
@@ -294,10 +288,9 @@ class Search:
 
     def _generation(self, economy: Economy | None) -> dict[str, Any]:
         setting, record = self._workload.setting, Record(self._evaluator)
-        kind = int(economy is not None)
         search = EvolutionarySearch(
             KdLogits(),
-            generations=self._states[kind].generation + 1,
+            generations=self._states[economy].generation + 1,
             offspring=setting.offspring,
             stages=setting.stages,
             batch_tokens=setting.batch_tokens,
@@ -308,12 +301,12 @@ class Search:
             state = search.run(
                 record,
                 self._grid,
-                state=self._states[kind],
+                state=self._states[economy],
                 seed=setting.seed,
                 iteration=0,
                 on_generation=lambda _, event: events.append(event),
             )
-        self._states[kind] = state
+        self._states[economy] = state
         return {
             **clock.times,
             "stages": record.stages,

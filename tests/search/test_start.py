@@ -7,9 +7,10 @@ import torch
 
 from tests.references.all_shifts import within
 from tyr.errors import ConfigError
+from tyr.events import Round
 from tyr.search.mutation import Levels
 from tyr.search.selection import Sample
-from tyr.search.start import CentreStart, DynamicStart, Round
+from tyr.search.start import CentreStart, DynamicStart
 
 GOAL = (3, -4, 1, 0, -2, 2, -2, 2)  # both kinds sum to zero
 PARENT = (0,) * 8

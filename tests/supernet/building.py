@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tyr.events import silent
 from tyr.model.decoder import Decoder
 from tyr.processes import ALONE, Processes
 from tyr.prune.criterion import Taylor
@@ -15,7 +16,7 @@ from tyr.prune.local import LocalPruner
 from tyr.prune.target import SelfTarget
 from tyr.sparsity import LevelGrid, uniform_allocation
 from tyr.supernet.accumulation import Accumulation, ExpectationAccumulation
-from tyr.supernet.builder import Report, SupernetBuilder, silent
+from tyr.supernet.builder import Report, SupernetBuilder
 from tyr.supernet.settings import SupernetSettings
 from tyr.supernet.store import SupernetStore
 

@@ -125,7 +125,8 @@ class GreedyPass:
         """
         kept, places = self._unit[: self._alive].sort()
         weight = self._current(_expand(places, self.problem.unit_size))
-        return Snapshot(removed, kept, weight, _fraction(float(self._lost), float(self._target)))
+        lost = self._lost if self._alive else self._target  # all of it, whatever was rounded
+        return Snapshot(removed, kept, weight, _fraction(float(lost), float(self._target)))
 
     def remove(self, count: int) -> None:
         """Drop the `count` units of lowest saliency together and compensate the others."""

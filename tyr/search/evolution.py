@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from tyr.errors import ConfigError
-from tyr.events import GenerationFinished, StartRound
+from tyr.events import GenerationFinished, Round, StartRound, silent
 from tyr.memory import is_whole_bytes
 from tyr.model.source import parse_dtype
 from tyr.randomness import derive_generator
@@ -25,7 +25,6 @@ from tyr.search.ledger import Evaluator, Ledger
 from tyr.search.mutation import Bounds, Levels, donors_by_kind, mutate
 from tyr.search.objective import Objective
 from tyr.search.selection import Sample, draw_sample, parse_stages, sample_key
-from tyr.search.start import Round
 from tyr.search.surrogate import Demand, Proposal, rank_correlation
 from tyr.sparsity import Allocation, LevelGrid
 
@@ -47,10 +46,6 @@ class SearchState:
     loss: float = math.inf
     sample_key: tuple[int, ...] = ()
     evaluations: tuple[Evaluation, ...] = ()
-
-
-def silent(event: StartRound) -> None:
-    """A report that nobody reads."""
 
 
 class EvolutionarySearch:
@@ -245,7 +240,7 @@ class _Generation:
         def report(done: Round) -> None:
             nonlocal began
             now = time.perf_counter()
-            on_start(StartRound(self._iteration, **vars(done), seconds=now - began))
+            on_start(StartRound(**vars(done), iteration=self._iteration, seconds=now - began))
             began = now
 
         return self._economy.start.find(

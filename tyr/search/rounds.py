@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from tyr.errors import ConfigError
+from tyr.events import Round, silent
 from tyr.search.knapsack import best_within, distance, priced_optima, single_changes
 from tyr.search.mutation import Bounds, Levels
 from tyr.search.selection import best_indices
-from tyr.search.start import Draw, Evaluate, Report, Round, silent, single_increments
+from tyr.search.start import Draw, Evaluate, Report, single_increments
 
 # Of the gain per step of the free optimum: steps worth less than this are not taken.
 _PRICES = (1.0, 0.5)

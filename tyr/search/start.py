@@ -10,34 +10,17 @@ together with the parent, and the best of them is the start.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from tyr.errors import ConfigError
+from tyr.events import Round, silent
 from tyr.search.knapsack import best_within, changed_place, farthest, single_changes
 from tyr.search.mutation import Bounds, Levels
 from tyr.search.selection import Sample, best_indices
 
 Evaluate = Callable[[Sequence[Levels], Sample], list[float]]
 Draw = Callable[[int], Sample]
-
-
-@dataclass(frozen=True)
-class Round:
-    """What one round of a computed start did; see `tyr.events.StartRound`."""
-
-    round: int
-    rounds: int
-    changes: int
-    parent_loss: float
-    best_loss: float
-
-
 Report = Callable[[Round], None]
-
-
-def silent(done: Round) -> None:
-    """A report that nobody reads."""
 
 
 class Start(Protocol):

@@ -26,7 +26,7 @@ from torch import Tensor
 from tyr.calibrate.statistics import Statistics, add_up, collect
 from tyr.calibrate.stream import Stream
 from tyr.errors import StoreError
-from tyr.events import SublayerPruned
+from tyr.events import SublayerPruned, silent
 from tyr.model.decoder import Decoder
 from tyr.model.sublayer import Structure, Sublayer
 from tyr.precision import matmul_precision
@@ -44,10 +44,6 @@ Report = Callable[[SublayerPruned], None]
 
 # Batches per process from which one batch more or less is no burden.
 EVEN = 8
-
-
-def silent(event: SublayerPruned) -> None:
-    """A report that nobody reads."""
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Protocol
 
 from tyr.errors import ConfigError
+from tyr.events import silent
 from tyr.model.sublayer import Structure
 from tyr.sparsity import Allocation, LevelGrid, SublayerId, UnitCounts
 from tyr.supernet.accumulation import CompleteAccumulation
-from tyr.supernet.builder import Report, SupernetBuilder, silent
+from tyr.supernet.builder import Report, SupernetBuilder
 from tyr.supernet.store import SupernetStore
 
 Reader = Callable[[SublayerId], Structure]
