@@ -192,3 +192,19 @@ def test_unknown_attention_unit_is_refused() -> None:
             architecture=decoder.architecture,
             attention_unit=wrong,
         )
+
+
+def test_a_key_head_is_computed_once_for_all_that_look_at_it() -> None:
+    decoder = zoo_decoder("llama_biased")  # two query heads per KV head
+    attention = attention_of(decoder)
+    uneven = structures_from(decoder, lambda s: [0, 1, 4])[attention.id]
+    sliced = attention.slice(uneven)
+    head = attention.head_size
+    assert sliced.query_groups == 1
+    assert sliced.key_value is not None
+    assert sliced.key_value.tolist() == [0, 0, 1]
+    assert sliced.parameters["k_proj.weight"].shape == (2 * head, 32)
+    assert sliced.parameters["v_proj.bias"].shape == (2 * head,)
+    assert (
+        attention.slice(structures_from(decoder, lambda s: [0, 4])[attention.id]).key_value is None
+    )

@@ -2,7 +2,7 @@
 
 Everything tyr computes pushes hidden states through `Decoder.sublayers` in order (design: one idea
 carries the architecture). This wrapper adds no arithmetic of its own; embeddings, rotary tables,
-masks, final norm and head are the stock model's.
+masks and head are the stock model's, and so are the norms' weights.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from tyr.model.architecture import Architecture, unit_counts
+from tyr.model.norm import apply_norm
 from tyr.model.placement import Placement
 from tyr.model.states import HiddenStates, StatePool
 from tyr.model.sublayer import AttentionUnit, Context, SlicedWeights, Structure, Sublayer
@@ -144,7 +145,7 @@ class Decoder:
 
     def final_norm(self, hidden: Tensor) -> Tensor:
         """Hidden states after the last block -> input of the vocabulary projection."""
-        return cast(Tensor, self._backbone.norm(hidden))
+        return apply_norm(self._backbone.norm, hidden)
 
     def final_hidden(self, tokens: Tensor) -> Tensor:
         """Dense forward: (N, T) int64 -> (N, T, C), hidden states after the final norm."""

@@ -11,7 +11,7 @@ Letters: B sequences, T positions, C hidden width, U kept units, D rows of the p
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
@@ -23,6 +23,7 @@ from torch.nn import functional
 from tyr.devices import send
 from tyr.errors import ConfigError
 from tyr.model.architecture import Architecture
+from tyr.model.norm import apply_norm
 from tyr.sparsity import SublayerId
 
 AttentionUnit = Literal["head", "kv_group"]
@@ -62,11 +63,14 @@ class SlicedWeights:
         parameters: input-side parameters by name (q/k/v or gate/up, with biases).
         output: (C, U·D), the output projection.
         query_groups: query heads per KV head; 0 for an FFN.
+        key_value: (query heads,), int64, the computed KV head that each query head looks at, where
+            they do not share evenly; else None.
     """
 
     parameters: Mapping[str, Tensor]
     output: Tensor
     query_groups: int
+    key_value: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -89,13 +93,39 @@ def head_layout(kept_heads: list[int], groups: int) -> HeadLayout:
 
     KV heads without a query go. If every remaining KV head serves equally many queries, grouped
     attention stays grouped; otherwise each query head gets its own copy of its KV head, which is
-    exact and which the stock module runs as `num_key_value_groups = 1`.
+    exact and which the stock module runs as `num_key_value_groups = 1`. A checkpoint stores these
+    copies; here keys and values are computed once and copied (`_RepeatedHeads`).
     """
     used = sorted({head // groups for head in kept_heads})
     sizes = {kv: sum(head // groups == kv for head in kept_heads) for kv in used}
     if len(set(sizes.values())) <= 1:
         return HeadLayout(tuple(kept_heads), tuple(used), next(iter(sizes.values()), 1))
     return HeadLayout(tuple(kept_heads), tuple(head // groups for head in kept_heads), 1)
+
+
+class _RepeatedHeads(nn.Module):
+    """A linear layer that computes some heads and gives them out in the order of `heads`.
+
+    Its tensors always come through functional_call: those here only have the names.
+
+    Args:
+        head_size: width of a head.
+        bias: whether there is one.
+    """
+
+    def __init__(self, head_size: int, *, bias: bool) -> None:
+        super().__init__()
+        self._head_size = head_size
+        self.weight = nn.Parameter(torch.empty(0))
+        self.bias = nn.Parameter(torch.empty(0)) if bias else None
+        self.heads: Tensor
+        self.register_buffer("heads", torch.empty(0, dtype=torch.int64), persistent=False)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T, heads·D)."""
+        computed = functional.linear(hidden, self.weight, self.bias)
+        each: Tensor = computed.unflatten(-1, (-1, self._head_size))
+        return each.index_select(-2, self.heads).flatten(-2)
 
 
 class Sublayer:
@@ -129,7 +159,7 @@ class Sublayer:
         norm = architecture.attention_norm if attention else architecture.ffn_norm
         self._norm: nn.Module = getattr(block, norm)
         self._output_name = architecture.attention_output if attention else architecture.ffn_output
-        self._cores: dict[int, nn.Module] = {}
+        self._cores: dict[tuple[int, bool], nn.Module] = {}
         self.head_size = int(self._stock.head_dim) if attention else 1
         self.dense_groups = int(self._stock.num_key_value_groups) if attention else 0
         self.heads_per_unit = self.dense_groups if attention_unit == "kv_group" and attention else 1
@@ -173,13 +203,16 @@ class Sublayer:
         self, hidden: Tensor, context: Context, sliced: SlicedWeights | None = None
     ) -> Tensor:
         """Input of the output projection: (B, T, C) -> (B, T, d_in), or (B, T, U·D) if sliced."""
-        groups = self.dense_groups if sliced is None else sliced.query_groups
         self._loaded()
-        core = self._core(groups)
-        parameters = {} if sliced is None else dict(sliced.parameters)
-        normed: Tensor = self._norm(hidden)
+        normed = apply_norm(self._norm, hidden)
+        core, parameters = self._core(self.dense_groups), {}
         if sliced is not None:
             normed = normed.to(sliced.output.dtype)
+            parameters = dict(sliced.parameters)
+            core = self._core(sliced.query_groups, repeated=sliced.key_value is not None)
+            if sliced.key_value is not None:
+                for name in (self._arch.key, self._arch.value):
+                    parameters[f"{name}.heads"] = sliced.key_value
         if self.id.kind == "ffn":
             return cast(Tensor, functional_call(core, parameters, (normed,)))
         arguments = {
@@ -230,26 +263,30 @@ class Sublayer:
         """
         dense = self.output_weight
         output = send(structure.weight, dense.device).to(dtype or dense.dtype)
-        gathered, query_groups = self._sliced_inputs(structure)
+        gathered, query_groups, key_value = self._sliced_inputs(structure)
         if output.dtype != dense.dtype:  # also what is not sliced, such as Qwen3's q_norm
             inner = {n: p for n, p in self._stock.named_parameters() if n not in gathered}
             del inner[f"{self._output_name}.weight"]
             inner.pop(f"{self._output_name}.bias", None)
             gathered = {n: p.to(output.dtype) for n, p in {**inner, **gathered}.items()}
-        return SlicedWeights(gathered, output, query_groups)
+        return SlicedWeights(gathered, output, query_groups, key_value)
 
-    def _sliced_inputs(self, structure: Structure) -> tuple[dict[str, Tensor], int]:
-        """Input-side parameters that lose rows, and the query heads per KV head."""
+    def _sliced_inputs(self, structure: Structure) -> tuple[dict[str, Tensor], int, Tensor | None]:
+        """Input-side parameters that lose rows, and how the heads pair up: see `SlicedWeights`."""
         dense = self.output_weight
         kept = send(structure.kept, dense.device)
         if self.id.kind == "ffn":
             rows = {self._arch.gate: kept, self._arch.up: kept}
-            return self._gather(rows), 0
+            return self._gather(rows), 0, None
         layout = head_layout(self.kept_heads(structure.kept), self.dense_groups)
-        query = self._head_rows(layout.query)
-        key_value = self._head_rows(layout.key_value)
+        used = sorted(set(layout.key_value))
+        query, key_value = self._head_rows(layout.query), self._head_rows(used)
         names = {self._arch.query: query, self._arch.key: key_value, self._arch.value: key_value}
-        return self._gather(names), layout.query_groups
+        repeats = None
+        if len(used) < len(layout.key_value):
+            order = torch.tensor([used.index(head) for head in layout.key_value])
+            repeats = send(order, dense.device)
+        return self._gather(names), layout.query_groups, repeats
 
     @property
     def window(self) -> int | None:
@@ -261,7 +298,7 @@ class Sublayer:
             return cast("int | None", getattr(config, "sliding_window", None))
         return None
 
-    def _head_rows(self, heads: tuple[int, ...]) -> Tensor:
+    def _head_rows(self, heads: Sequence[int]) -> Tensor:
         index = send(torch.tensor(heads, dtype=torch.int64), self.output_weight.device)
         offsets = torch.arange(self.head_size, device=index.device)
         return (index[:, None] * self.head_size + offsets).reshape(-1)
@@ -271,9 +308,10 @@ class Sublayer:
         stock = self._loaded()
         for name, index in rows.items():
             linear = getattr(stock, name)
-            gathered[f"{name}.weight"] = linear.weight[index]
+            # index_select copies whole rows: on a CPU three times as fast as indexing.
+            gathered[f"{name}.weight"] = linear.weight.index_select(0, index)
             if linear.bias is not None:
-                gathered[f"{name}.bias"] = linear.bias[index]
+                gathered[f"{name}.bias"] = linear.bias.index_select(0, index)
         return gathered
 
     def _loaded(self) -> Any:
@@ -282,16 +320,21 @@ class Sublayer:
             self._require(self.id.block)
         return self._stock
 
-    def _core(self, query_groups: int) -> nn.Module:
-        """The stock module without its output projection, for a given query grouping.
+    def _core(self, query_groups: int, *, repeated: bool = False) -> nn.Module:
+        """The stock module without its output projection, for a given pairing of heads.
 
         A shallow copy that shares every parameter: functional_call swaps parameters but not the
         `num_key_value_groups` attribute.
         """
-        if query_groups not in self._cores:
+        pairing = query_groups, repeated
+        if pairing not in self._cores:
             core = copy.copy(self._stock)
             core._modules = {**self._stock._modules, self._output_name: nn.Identity()}
             if self.id.kind == "attn":
                 core.num_key_value_groups = query_groups
-            self._cores[query_groups] = core
-        return self._cores[query_groups]
+            if repeated:
+                for name in (self._arch.key, self._arch.value):
+                    bias = getattr(self._stock, name).bias is not None
+                    core._modules[name] = _RepeatedHeads(self.head_size, bias=bias)
+            self._cores[pairing] = core
+        return self._cores[pairing]
