@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import ctypes
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -68,3 +70,20 @@ def test_a_limit_of_the_process_limits_what_is_available() -> None:
     left, resident = map(int, done.stdout.split())
     assert 0 < left < 1 << 28
     assert 1 << 20 < resident < 1 << 30
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
+def test_freed_memory_is_kept_for_the_next_tensors() -> None:
+    faults = "resource.getrusage(resource.RUSAGE_SELF).ru_minflt"
+    code = (
+        "import resource; from tyr.memory import keep_freed; {} before = " + faults + "; "
+        "sizes = [len(b'x' * (1 << 25)) for _ in range(10)]; print(" + faults + " - before)"
+    )
+
+    def pages(setup: str) -> int:
+        command = [sys.executable, "-c", code.format(setup)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    once = (1 << 25) // resource.getpagesize()
+    assert pages("") > 5 * once, "without it the system gives new pages every time"
+    assert pages("keep_freed();") < 2 * once

@@ -14,6 +14,9 @@ MEMINFO = Path("/proc/meminfo")
 STATUS = Path("/proc/self/status")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
+MAPPED_BYTES = 1 << 28
+KEPT_BYTES = 1 << 30
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
 UNLIMITED = 1 << 60  # control groups of version 1 write no limit as a number beyond this
 
 
@@ -27,6 +30,20 @@ def rss_bytes() -> int:
     """Resident set of this process now, bytes; its peak where the system does not tell."""
     fields = _fields(STATUS)
     return fields["VmRSS"] if "VmRSS" in fields else peak_rss_bytes()
+
+
+def keep_freed() -> None:
+    """Let this process keep freed memory for its next tensors, where the C library asks (glibc).
+
+    Left alone, it hands tensors of some megabytes back to the system when they are freed, and the
+    next ones arrive page by page, zeroed: a tenth of the processor time of building a supernet
+    (experiments/LOG.md). For the start of a process; `return_freed` ends each stage. Tensors beyond
+    `MAPPED_BYTES` still come and go, lest one that is gone leaves a hole of gigabytes.
+    """
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        set_option(_M_MMAP_THRESHOLD, MAPPED_BYTES)
+        set_option(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def return_freed() -> None:

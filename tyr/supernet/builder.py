@@ -27,6 +27,7 @@ from tyr.calibrate.statistics import Statistics, add_up, collect
 from tyr.calibrate.stream import Stream
 from tyr.errors import StoreError
 from tyr.events import SublayerPruned, silent
+from tyr.memory import return_freed
 from tyr.model.decoder import Decoder
 from tyr.model.sublayer import Structure, Sublayer
 from tyr.precision import matmul_precision
@@ -168,6 +169,7 @@ class SupernetBuilder:
                 if processes.first:
                     seconds = time.perf_counter() - started
                     report(SublayerPruned(sublayer.id, seconds, errors, iteration, resumed))
+        return_freed()
         processes.barrier()
 
     def _stream(self) -> Stream:
