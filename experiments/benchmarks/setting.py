@@ -22,7 +22,8 @@ class Setting:
     Args:
         survivors: candidates that leave each stage.
         stage_tokens: tokens of each stage.
-        batch_tokens: positions in one forward call, the same on both sides.
+        calibration_batch: positions in one forward call of the building, the same on both sides.
+        batch_tokens: the same of the search.
         threads: of torch, the same on both sides.
     """
 
@@ -39,6 +40,7 @@ class Setting:
     offspring: int = 128
     stage_tokens: tuple[int, ...] = (256, 1024, 4096)
     survivors: tuple[int, ...] = (16, 4, 1)
+    calibration_batch: int = 8192
     batch_tokens: int = 1024
     threads: int = os.cpu_count() or 1
     seed: int = 0

@@ -28,7 +28,7 @@ from transformers import LlamaConfig
 
 from tyr.ceilings import gemm_rate
 from tyr.events import GenerationFinished
-from tyr.memory import peak_rss_bytes
+from tyr.memory import keep_freed, peak_rss_bytes
 from tyr.model.architecture import ARCHITECTURES
 from tyr.model.decoder import Decoder
 from tyr.model.offload import FileWeights
@@ -69,7 +69,7 @@ class Workload:
         self.folder = folder
         self._keep: list[RandomFiles] = []  # the files go with it
         self.settings = SupernetSettings(
-            ExpectationAccumulation(), batch_tokens=setting.batch_tokens
+            ExpectationAccumulation(), batch_tokens=setting.calibration_batch
         )
 
     def model(self) -> Any:
@@ -206,7 +206,7 @@ class BuildReleased:
         model = workload.model()  # building changes its weights
         calibration = workload.calibration()
         with Clock() as clock:
-            batch_tokens = workload.setting.batch_tokens
+            batch_tokens = workload.setting.calibration_batch
             builder = ReleasedBuilder(model, calibration, batch_tokens=batch_tokens)
             builder.build(folder, self._grid)
         return {**clock.times, "bytes": size_on_disk(folder)}
@@ -418,6 +418,8 @@ def main() -> None:
     role, folder = sys.argv[1], Path(sys.argv[2])
     setting = Setting.read(folder / "setting.json")
     torch.set_num_threads(setting.threads)
+    if not role.endswith("released"):
+        keep_freed()  # as `tyr.run` does
     with Clock() as clock:
         side = ROLES[role](Workload(setting, folder))
     print(json.dumps({"loaded": getattr(side, "loaded", None), **clock.times}), flush=True)
