@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import ctypes
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -73,17 +72,25 @@ def test_a_limit_of_the_process_limits_what_is_available() -> None:
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
-def test_freed_memory_is_kept_for_the_next_tensors() -> None:
-    faults = "resource.getrusage(resource.RUSAGE_SELF).ru_minflt"
-    code = (
-        "import resource; from tyr.memory import keep_freed; {} before = " + faults + "; "
-        "sizes = [len(b'x' * (1 << 25)) for _ in range(10)]; print(" + faults + " - before)"
-    )
+def test_freed_memory_is_kept_while_a_context_lasts() -> None:
+    code = """
+import resource
+from tyr.memory import freed_memory_kept, rss_bytes
 
-    def pages(setup: str) -> int:
-        command = [sys.executable, "-c", code.format(setup)]
-        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+def pages():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    sizes = [len(b"x" * (1 << 26)) for _ in range(10)]
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize()
 
-    once = (1 << 25) // resource.getpagesize()
-    assert pages("") > 5 * once, "without it the system gives new pages every time"
-    assert pages("keep_freed();") < 2 * once
+apart, resident = pages(), rss_bytes()
+with freed_memory_kept():
+    kept, grown = pages(), rss_bytes() - resident
+print(apart, kept, grown, pages(), rss_bytes() - resident)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    apart, kept, grown, after, left = (int(word) / (1 << 26) for word in done.stdout.split())
+    assert apart > 9, "left alone, the library asks for new pages every time"
+    assert kept < 2
+    assert grown > 0.9
+    assert after > 9
+    assert left < 0.1

@@ -6,6 +6,7 @@ import ctypes
 import resource
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tyr.errors import ModelError
@@ -17,6 +18,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 MAPPED_BYTES = 1 << 28
 KEPT_BYTES = 1 << 30
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
+_RISEN = 1 << 25
 UNLIMITED = 1 << 60  # control groups of version 1 write no limit as a number beyond this
 
 
@@ -32,18 +34,24 @@ def rss_bytes() -> int:
     return fields["VmRSS"] if "VmRSS" in fields else peak_rss_bytes()
 
 
-def keep_freed() -> None:
-    """Let this process keep freed memory for its next tensors, where the C library asks (glibc).
+@contextmanager
+def freed_memory_kept() -> Iterator[None]:
+    """Keep freed memory for the next tensors while the context lasts, then hand it back (glibc).
 
-    Left alone, it hands tensors of some megabytes back to the system when they are freed, and the
-    next ones arrive page by page, zeroed: a tenth of the processor time of building a supernet
-    (experiments/LOG.md). For the start of a process; `return_freed` ends each stage. Tensors beyond
-    `MAPPED_BYTES` still come and go, lest one that is gone leaves a hole of gigabytes.
+    Left alone, the C library returns tensors of some megabytes to the system when they are freed,
+    and the next ones arrive page by page, zeroed: a tenth of the processor time of building a
+    supernet (experiments/LOG.md). Tensors beyond `MAPPED_BYTES` still come and go, lest one that is
+    gone leaves a hole of gigabytes. Afterwards the thresholds are where the library's own rise to.
     """
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_option is not None:
-        set_option(_M_MMAP_THRESHOLD, MAPPED_BYTES)
-        set_option(_M_TRIM_THRESHOLD, KEPT_BYTES)
+    set_option = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)
+    set_option(_M_MMAP_THRESHOLD, MAPPED_BYTES)
+    set_option(_M_TRIM_THRESHOLD, KEPT_BYTES)
+    try:
+        yield
+    finally:
+        set_option(_M_MMAP_THRESHOLD, _RISEN)
+        set_option(_M_TRIM_THRESHOLD, 2 * _RISEN)
+        return_freed()
 
 
 def return_freed() -> None:

@@ -131,10 +131,8 @@ def start(config: DictConfig, *, path: Path, command: str) -> None:
     data = build(config.data, "data")
 
     from tyr.launch import Job, launch, plain_libraries
-    from tyr.memory import keep_freed
 
     plain_libraries()
-    keep_freed()
     resolved: Mapping[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     launch(
         method,

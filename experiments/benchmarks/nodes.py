@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from tyr.model.decoder import Decoder
 from tyr.model.sublayer import Sublayer
 from tyr.supernet.store import SupernetStore
@@ -29,24 +31,33 @@ def sublayer_flops(decoder: Decoder, store: SupernetStore, length: int) -> list[
 
 
 def _flops(sublayer: Sublayer, sliced: Any, length: int) -> float:
-    weights = [p for p in (*sliced.parameters.values(), sliced.output) if p.ndim == 2]
-    products = 2.0 * sum(weight.numel() for weight in weights)
+    return _products(sublayer, (*sliced.parameters.values(), sliced.output), sliced.output, length)
+
+
+def _dense_flops(sublayer: Sublayer, length: int) -> float:
+    weights = [parameter for _, parameter in sublayer.parameters()]
+    return _products(sublayer, weights, sublayer.output_weight, length)
+
+
+def _products(
+    sublayer: Sublayer, parameters: Sequence[Tensor], output: Tensor, length: int
+) -> float:
+    products = 2.0 * sum(weight.numel() for weight in parameters if weight.ndim == 2)
     if sublayer.id.kind == "ffn":
         return products
-    return products + 2.0 * length * sliced.output.shape[1]  # QKᵀ and PV, the causal half
+    return products + 2.0 * length * output.shape[1]  # QKᵀ and PV, the causal half
 
 
-def one_by_one_flops(
-    decoder: Decoder, costs: Sequence[Mapping[int, float]], stages: Sequence[Mapping[str, Any]]
-) -> float:
+def one_by_one_flops(decoder: Decoder, length: int, stages: Sequence[Mapping[str, Any]]) -> float:
     """The same without sharing or slicing: every distinct candidate alone, its zeros multiplied.
 
     Args:
         decoder: the dense model.
-        costs: of `sublayer_flops`; the largest of a sublayer is that of the dense one.
+        length: as of `sublayer_flops`.
         stages: each with `tokens` and `candidates`.
     """
-    dense = sum(max(cost.values()) for cost in costs) + 2.0 * decoder.head.numel()
+    sublayers = sum(_dense_flops(sublayer, length) for sublayer in decoder.sublayers)
+    dense = sublayers + 2.0 * decoder.head.numel()
     return sum(
         stage["tokens"] * len({tuple(levels) for levels in stage["candidates"]}) * dense
         for stage in stages

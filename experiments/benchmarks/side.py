@@ -28,7 +28,7 @@ from transformers import LlamaConfig
 
 from tyr.ceilings import gemm_rate
 from tyr.events import GenerationFinished
-from tyr.memory import keep_freed, peak_rss_bytes
+from tyr.memory import peak_rss_bytes
 from tyr.model.architecture import ARCHITECTURES
 from tyr.model.decoder import Decoder
 from tyr.model.offload import FileWeights
@@ -347,7 +347,7 @@ class SearchTyr(Search):
         return {
             **answer,
             "flops": generation_flops(self._decoder, self._costs, stages),
-            "one_by_one_flops": one_by_one_flops(self._decoder, self._costs, stages),
+            "one_by_one_flops": one_by_one_flops(self._decoder, self._evaluator.length, stages),
         }
 
 
@@ -418,8 +418,6 @@ def main() -> None:
     role, folder = sys.argv[1], Path(sys.argv[2])
     setting = Setting.read(folder / "setting.json")
     torch.set_num_threads(setting.threads)
-    if not role.endswith("released"):
-        keep_freed()  # as `tyr.run` does
     with Clock() as clock:
         side = ROLES[role](Workload(setting, folder))
     print(json.dumps({"loaded": getattr(side, "loaded", None), **clock.times}), flush=True)

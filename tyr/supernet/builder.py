@@ -27,7 +27,7 @@ from tyr.calibrate.statistics import Statistics, add_up, collect
 from tyr.calibrate.stream import Stream
 from tyr.errors import StoreError
 from tyr.events import SublayerPruned, silent
-from tyr.memory import return_freed
+from tyr.memory import freed_memory_kept
 from tyr.model.decoder import Decoder
 from tyr.model.sublayer import Structure, Sublayer
 from tyr.precision import matmul_precision
@@ -155,7 +155,11 @@ class SupernetBuilder:
         stored = processes.broadcast(lambda: [sublayer.id in store for sublayer in sublayers])
         if all(stored):
             return
-        with matmul_precision(self._settings.matmul_precision), WriteBehind(store) as writer:
+        with (
+            freed_memory_kept(),
+            matmul_precision(self._settings.matmul_precision),
+            WriteBehind(store) as writer,
+        ):
             walk = _Walk(store, writer, grid, accumulation, label)
             pruned = self._stream()
             dense = self._stream() if self._pruner.target.needs_dense_stream else None
@@ -169,7 +173,6 @@ class SupernetBuilder:
                 if processes.first:
                     seconds = time.perf_counter() - started
                     report(SublayerPruned(sublayer.id, seconds, errors, iteration, resumed))
-        return_freed()
         processes.barrier()
 
     def _stream(self) -> Stream:
