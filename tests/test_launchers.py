@@ -97,6 +97,26 @@ def test_a_sweep_without_gpus_asks_for_none(cluster: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_bad_value_of_a_sweep_ends_its_own_job_only(launcher: str, tmp_path: Path) -> None:
+    if launcher == "joblib":
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason=INSTALL)
+    words = (f"launcher={launcher}", "debug=fast", "callbacks=quiet", "logger=csv", "iterations=0")
+    done = subprocess.run(
+        [*RUN, *words, f"run_dir={tmp_path}", "sparsity=1.5,0.5"],
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("sparsity must be in") == 1
+    assert "Traceback" not in done.stderr
+    [folder] = [path.parent for path in tmp_path.glob("*/config.yaml")]
+    assert (folder / "finished.json").is_file()
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [folder.name]
+
+
+@pytest.mark.slow
 def test_joblib_runs_jobs_side_by_side(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason=INSTALL)
     words = ("launcher=joblib", "debug=fast", "callbacks=quiet", "logger=csv", "iterations=0")

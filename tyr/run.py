@@ -24,6 +24,7 @@ import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, InstantiationException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -200,26 +201,34 @@ def task(config: DictConfig) -> None:
 
 
 def guarded(work: Callable[[DictConfig], None], config: DictConfig) -> None:
-    """Do the work; bad input ends it with one paragraph."""
-    output = Path(HydraConfig.get().runtime.output_dir)
+    """Do the work; bad input ends it with one paragraph.
+
+    In a sweep it ends one job: the others are run, and then Hydra raises the first job's error.
+    """
+    hydra_config = HydraConfig.get()
+    output = Path(hydra_config.runtime.output_dir)
     try:
         work(config)
     except USER_ERRORS as error:
-        refuse(error)
+        if hydra_config.mode != RunMode.MULTIRUN:
+            refuse(error)
+        raise ProcessError(str(error), told=True, status=complain(error)) from error
     finally:
         with suppress(OSError):  # Hydra made it before anything was checked; it goes if it is empty
             output.rmdir()
 
 
 def refuse(error: BaseException) -> NoReturn:
-    """Say what is wrong in one paragraph and exit with 2, or another process's status.
+    """Say what is wrong and exit; leaving by SystemExit keeps Hydra from adding lines of its own."""
+    sys.exit(complain(error))
 
-    Leaving by SystemExit keeps Hydra from adding lines of its own.
-    """
+
+def complain(error: BaseException) -> int:
+    """Say what is wrong in one paragraph; the exit status, 2 or that of another process."""
     lost = error if isinstance(error, ProcessError) else None
     if lost is None or not lost.told:  # else the process that failed says why
         print(f"{prefix()}: {explain(error, CONFIG_DIR)}", file=sys.stderr)
-    sys.exit(lost.status if lost else 2)
+    return lost.status if lost else 2
 
 
 def prefix() -> str:
