@@ -16,6 +16,7 @@ from tyr.cost import Shape, greedy_flops, hessian_flops
 from tyr.data import SplitSizes
 from tyr.disk_use import supernet_bytes
 from tyr.export.checkpoint import NoExport
+from tyr.model.sublayer import AttentionUnit, Structure
 from tyr.pipeline import Method
 from tyr.planner import Planner, shape_of
 from tyr.prune.criterion import Magnitude, Taylor
@@ -47,6 +48,31 @@ def test_a_forward_pass_multiplies_as_often_as_torch_counts() -> None:
     products = sum(n for op, n in counts.items() if "attention" not in str(op))
     scores = 2.0 * 48 * 16 * shape.inputs("attn") * shape.blocks  # half of what is not causal
     assert shape.forward_flops(48, 16) == products + scores
+
+
+@pytest.mark.parametrize(
+    ("unit", "kept"),
+    [("head", [0, 2]), ("head", [0, 1, 3]), ("head", [1]), ("kv_group", [1])],
+    ids=["grouped", "uneven", "one head", "whole group"],
+)
+def test_a_pruned_attention_multiplies_as_often_as_torch_counts(
+    unit: AttentionUnit, kept: list[int]
+) -> None:
+    decoder = tiny_decoder(attention_unit=unit)
+    attention = decoder.sublayers[0]
+    rows = attention.rows(torch.tensor(kept))
+    weight = attention.output_weight[:, rows]
+    sliced = attention.slice(Structure(torch.tensor(kept), weight))
+    hidden = decoder.embed(random_tokens(3, 16))
+    context = decoder.context(16)
+    with FlopCounterMode(display=False) as counter:
+        attention.branch(hidden, context, sliced)
+    counts = counter.get_flop_counts()["Global"]
+    products = sum(n for op, n in counts.items() if "attention" not in str(op))
+    shape = shape_of(decoder.config, unit)
+    scores = 2.0 * 48 * 16 * len(rows)
+    share = len(kept) / attention.num_units
+    assert shape.sublayer_flops("attn", 48, 16, share) == products + scores
 
 
 @pytest.mark.parametrize("width", [100, 448, 1000])

@@ -29,6 +29,8 @@ class Shape:
         ffn: FFN neurons.
         vocabulary: tokens.
         tied: whether embedding and vocabulary projection are one matrix.
+        whole_groups: whether KV heads are pruned with all their query heads. Else one stays as long
+            as any of its query heads does.
     """
 
     hidden: int
@@ -39,6 +41,7 @@ class Shape:
     ffn: int
     vocabulary: int
     tied: bool = False
+    whole_groups: bool = False
 
     def inputs(self, kind: Kind) -> int:
         """d: input width of the output projection."""
@@ -60,10 +63,11 @@ class Shape:
         """Everything before the output projection, with a fraction of the units kept."""
         if kind == "ffn":
             return 4.0 * tokens * self.hidden * self.ffn * kept
-        heads = (self.heads + 2 * self.kv_heads) * self.head_size
-        projections = 2.0 * tokens * self.hidden * heads
-        scores = 2.0 * tokens * length * self.heads * self.head_size  # QKᵀ and PV, causal half
-        return (projections + scores) * kept
+        heads = self.heads * kept
+        kv_heads = self.kv_heads * kept if self.whole_groups else min(self.kv_heads, heads)
+        projections = 2.0 * tokens * self.hidden * (heads + 2 * kv_heads) * self.head_size
+        scores = 2.0 * tokens * length * heads * self.head_size  # QKᵀ and PV, causal half
+        return projections + scores
 
     def output_flops(self, kind: Kind, tokens: int, kept: float = 1.0) -> float:
         """The output projection."""

@@ -47,8 +47,8 @@ _CPU = torch.device("cpu")
 _ALONE = Machines(devices=1, num_nodes=1, started=True)
 
 
-def shape_of(config: PretrainedConfig) -> Shape:
-    """Sizes of a transformers configuration."""
+def shape_of(config: PretrainedConfig, attention_unit: str = "head") -> Shape:
+    """Sizes of a transformers configuration, and how its attention is pruned."""
     return Shape(
         hidden=config.hidden_size,
         blocks=config.num_hidden_layers,
@@ -58,6 +58,7 @@ def shape_of(config: PretrainedConfig) -> Shape:
         ffn=config.intermediate_size,
         vocabulary=config.vocab_size,
         tied=bool(config.tie_word_embeddings),
+        whole_groups=attention_unit == "kv_group",
     )
 
 
@@ -84,7 +85,7 @@ class Planner:
         compute: torch.dtype,
     ) -> None:
         self.method = method
-        self.shape = shape_of(config)
+        self.shape = shape_of(config, method.supernet.attention_unit)
         self.sizes = sizes
         self.kept = 1 - sparsity
         self.storage, self.compute = storage.itemsize, compute.itemsize
