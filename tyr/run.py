@@ -219,7 +219,7 @@ def guarded(work: Callable[[DictConfig], None], config: DictConfig) -> None:
 
 
 def refuse(error: BaseException) -> NoReturn:
-    """Say what is wrong and exit; leaving by SystemExit keeps Hydra from adding lines of its own."""
+    """Say what is wrong and exit by SystemExit, which keeps Hydra from adding lines of its own."""
     sys.exit(complain(error))
 
 
