@@ -96,18 +96,19 @@ def test_a_sweep_without_gpus_asks_for_none(cluster: Path) -> None:
     assert "#SBATCH --ntasks-per-node=1" in text.splitlines()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_a_bad_value_of_a_sweep_ends_its_own_job_only(launcher: str, tmp_path: Path) -> None:
+def sweep(launcher: str, run_dir: Path, values: str) -> subprocess.CompletedProcess[str]:
+    """Short runs with a launcher of this machine."""
     if launcher == "joblib":
         pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason=INSTALL)
     words = (f"launcher={launcher}", "debug=fast", "callbacks=quiet", "logger=csv", "iterations=0")
-    done = subprocess.run(
-        [*RUN, *words, f"run_dir={tmp_path}", "sparsity=1.5,0.5"],
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
+    command = [*RUN, *words, f"run_dir={run_dir}", values]
+    return subprocess.run(command, capture_output=True, text=True, env=environment())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_bad_value_of_a_sweep_ends_its_own_job_only(launcher: str, tmp_path: Path) -> None:
+    done = sweep(launcher, tmp_path, "sparsity=1.5,0.5")
     assert done.returncode == 2, done.stderr
     assert done.stderr.count("sparsity must be in") == 1
     assert "Traceback" not in done.stderr
@@ -118,13 +119,6 @@ def test_a_bad_value_of_a_sweep_ends_its_own_job_only(launcher: str, tmp_path: P
 
 @pytest.mark.slow
 def test_joblib_runs_jobs_side_by_side(tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason=INSTALL)
-    words = ("launcher=joblib", "debug=fast", "callbacks=quiet", "logger=csv", "iterations=0")
-    done = subprocess.run(
-        [*RUN, *words, f"run_dir={tmp_path}", "seed=0,1"],
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
+    done = sweep("joblib", tmp_path, "seed=0,1")
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("*/finished.json"))) == 2

@@ -15,11 +15,12 @@ MEMINFO = Path("/proc/meminfo")
 STATUS = Path("/proc/self/status")
 OWN_CGROUPS = Path("/proc/self/cgroup")
 CGROUPS = Path("/sys/fs/cgroup")
-MAPPED_BYTES = 1 << 28
-KEPT_BYTES = 1 << 30
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # names of glibc's malloc.h
-_RISEN = 1 << 25
 UNLIMITED = 1 << 60  # control groups of version 1 write no limit as a number beyond this
+
+# Of `freed_memory_kept`: an allocation beyond the first has pages of its own, and more than the
+# second at the end of the heap is handed back. glibc's own thresholds rise to the third and twice.
+MAPPED_BYTES, KEPT_BYTES, _RISEN = 1 << 28, 1 << 30, 1 << 25
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # numbers of glibc's malloc.h
 
 
 def peak_rss_bytes() -> int:
