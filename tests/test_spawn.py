@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -63,6 +64,23 @@ def test_a_death_stops_a_first_process_that_is_busy(
     assert caught.value.status == status
 
 
+def test_a_run_in_the_background_is_interrupted_by_a_death_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def be_busy() -> None:
+        signal.raise_signal(signal.SIGINT)  # the terminal's
+        time.sleep(60)
+
+    program(monkeypatch, READ + "sys.exit(3)")
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for what has an `&`
+    try:
+        with pytest.raises(ProcessError, match="status 3"), children("", {1: {}}):
+            be_busy()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_lost_connection_is_explained_by_the_process_behind_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -121,7 +139,7 @@ def test_a_rank_is_read_from_the_environment(
 def test_a_first_process_that_cannot_be_interrupted_is_ended() -> None:
     text = (
         "import sys, signal, time, logging; from tyr import spawn; logging.basicConfig();"
-        "signal.signal(signal.SIGINT, signal.SIG_IGN);"
+        "signal.signal(signal.SIGINT, lambda number, frame: None);"
         "spawn.NOTICE_SECONDS = spawn.UNWIND_SECONDS = 0.2;"
         "spawn.COMMAND = (sys.executable, '-c', 'import sys; sys.exit(3)')\n"
         "with spawn.children('', {1: {}}): time.sleep(60)"

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 from tyr.errors import ProcessError
 
@@ -39,6 +40,7 @@ class Children:
     def __init__(self, job: str, environments: Mapping[int, Mapping[str, str]]) -> None:
         self._processes: dict[int, subprocess.Popen[str]] = {}
         self._over = threading.Event()
+        self._noticed = threading.Event()  # a death, and the main thread is being told
         path = os.pathsep.join(folder or os.curdir for folder in sys.path)
         for rank, variables in environments.items():
             process = subprocess.Popen(
@@ -64,6 +66,28 @@ class Children:
             if time.monotonic() >= deadline:
                 return None
             time.sleep(POLL_SECONDS)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let the watch interrupt the body where SIGINT is ignored.
+
+        It is in whatever a script starts with `&` or nohup, so that Ctrl-C in the terminal passes
+        it by; from the terminal's it stays so.
+        """
+        main = threading.current_thread() is threading.main_thread()
+        if not main or signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            yield
+            return
+
+        def interrupt(_number: int, _frame: FrameType | None) -> None:
+            if self._noticed.is_set():
+                raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def finish(self) -> None:
         """Wait for all to end after a run that went well.
@@ -99,6 +123,7 @@ class Children:
             if failure is None:
                 continue
             if not self._over.wait(NOTICE_SECONDS):
+                self._noticed.set()
                 # A real signal, which also ends a system call that the main thread waits in.
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
             if not self._over.wait(UNWIND_SECONDS):
@@ -126,7 +151,8 @@ def children(job: str, environments: Mapping[int, Mapping[str, str]]) -> Iterato
         return
     started = Children(job, environments)
     try:
-        yield
+        with started.interruptible():
+            yield
         started.finish()
     except (ProcessError, KeyboardInterrupt) as error:
         # A lost connection says less than the exit status of the process behind it, and an
