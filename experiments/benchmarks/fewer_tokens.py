@@ -21,11 +21,11 @@ from pathlib import Path
 import torch
 from fewer_tokens_bench import FULL, TOY, VARIANTS, Bench, built_in, stories
 from fewer_tokens_report import (
-    ENGINE_GAIN,
     FAST,
     PAPER,
     Runs,
     draw_curves,
+    engine_gain,
     goals,
     report,
     summarise,
@@ -55,13 +55,14 @@ def parser() -> argparse.ArgumentParser:
 def write(runs: dict[str, Runs], given: argparse.Namespace, *, seconds: float) -> None:
     """Results of the searches so far."""
     runs = {name: of_model for name, of_model in runs.items() if of_model[PAPER]}
-    summaries = {name: summarise(of_model) for name, of_model in runs.items()}
+    gain = engine_gain()
+    summaries = {name: summarise(of_model, gain) for name, of_model in runs.items()}
     measured = [name for name, s in summaries.items() if FAST in s]
     sections = [
         "A search has arrived when the loss of its parent on the fixed sample (KL to the dense "
         "model, nats per token) is at most the one that the paper's schedule of the same seed ends "
         "with. Ratios are means over the seeds that arrived; seconds are of the processor, one "
-        f'thread. "In all" multiplies them by the {ENGINE_GAIN} that the engine gains over '
+        f'thread. "In all" multiplies them by the {gain:.2f} that the engine gains over '
         "one-by-one evaluation (supernet_and_generation.md). In the first table a seed "
         "that did not arrive counts as zero.",
         "",

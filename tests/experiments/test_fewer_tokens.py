@@ -69,12 +69,12 @@ def test_a_search_arrives_at_the_first_loss_that_is_as_good(conclusions: Any) ->
 def test_ratios_compare_with_the_whole_schedule_and_with_its_own_arrival(conclusions: Any) -> None:
     paper = [search([5.0, 3.0, 4.0, 3.0], 100), search([5.0, 5.0, 5.0, 1.0], 100)]
     fast = [search([3.0, 2.0], 50), search([4.0, 4.0], 50)]
-    summary = conclusions.summarise({conclusions.PAPER: paper, conclusions.FAST: fast})
+    summary = conclusions.summarise({conclusions.PAPER: paper, conclusions.FAST: fast}, 2.5)
     found = summary[conclusions.FAST]
     assert found["reached"] == 1  # of two seeds; the other has no ratio
     assert found["ratio_whole"] == 400 / 50
     assert found["ratio_first_arrival"] == 200 / 50
     assert found["ratio_seconds"] == 4
     assert found["tokens_at_least"] == 8 / 2, "the seed that did not arrive counts as zero"
-    assert found["seconds_at_least"] == pytest.approx(4 / 2 * conclusions.ENGINE_GAIN)
+    assert found["seconds_at_least"] == pytest.approx(4 / 2 * 2.5)
     assert summary[conclusions.PAPER]["ratio_whole"] == pytest.approx((4 / 2 + 1) / 2)
