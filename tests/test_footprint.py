@@ -79,12 +79,12 @@ def test_the_smallest_budget_passes_and_a_byte_less_does_not(
 
 
 def test_what_is_free_is_the_budget_unless_one_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "free_bytes", lambda device: 10)
+    monkeypatch.setattr(module, "free_bytes", lambda device, **_: 10)
     with pytest.raises(ConfigError, match="the system has .* bytes on cpu, but this run needs"):
         check_memory(WEIGHTS, STAGES, memory("none"), CPU)
     generous = MemorySettings(memory_budget=10**12)
     check_memory(WEIGHTS, STAGES, generous, CPU)
-    monkeypatch.setattr(module, "free_bytes", lambda device: None)
+    monkeypatch.setattr(module, "free_bytes", lambda device, **_: None)
     check_memory(WEIGHTS, STAGES, memory("none"), CPU)
 
 
@@ -139,22 +139,36 @@ def test_free_memory_is_that_of_the_machine_for_all_its_processes(
     monkeypatch.setattr(module, "rss_bytes", lambda: 1000)
     monkeypatch.setattr(module, "LIBRARIES", 0)
     for free, processes in ((1010, 1), (1980, 2)):
-        monkeypatch.setattr(module, "free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(module, "free_bytes", lambda device, free=free, **_: free)
         check_memory(WEIGHTS, SHARED, memory("none"), CPU, processes=processes)
-        monkeypatch.setattr(module, "free_bytes", lambda device, free=free: free - 1)
+        monkeypatch.setattr(module, "free_bytes", lambda device, free=free, **_: free - 1)
         with pytest.raises(ConfigError, match="the system has"):
             check_memory(WEIGHTS, SHARED, memory("none"), CPU, processes=processes)
+
+
+def test_a_limit_of_each_process_is_not_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "rss_bytes", lambda: 0)
+    monkeypatch.setattr(module, "LIBRARIES", 0)
+    for limit, fits in ((1010, True), (1009, False)):  # the first takes 1010, the other 970
+        monkeypatch.setattr(
+            module, "free_bytes", lambda device, *, processes, most=limit: processes * most
+        )
+        if fits:
+            check_memory(WEIGHTS, SHARED, memory("none"), CPU, processes=2)
+            continue
+        with pytest.raises(ConfigError, match="the system has 1,009 bytes"):
+            check_memory(WEIGHTS, SHARED, memory("none"), CPU, processes=2)
 
 
 def test_host_memory_beside_accelerators_is_refused_for_all_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "free_bytes", lambda device: 10**6)
-    monkeypatch.setattr(module, "available_bytes", lambda: 1000)
+    monkeypatch.setattr(module, "free_bytes", lambda device, **_: 10**6)
+    monkeypatch.setattr(module, "available_bytes", lambda **_: 1000)
     check_memory(WEIGHTS, SHARED, memory("cpu"), GPU)
     with pytest.raises(ConfigError, match="beside cuda for its 2 processes together and 1,000"):
         check_memory(WEIGHTS, SHARED, memory("cpu"), GPU, processes=2)
-    monkeypatch.setattr(module, "free_bytes", lambda device: 10)
+    monkeypatch.setattr(module, "free_bytes", lambda device, **_: 10)
     with pytest.raises(ConfigError, match="works, for each of its 2 processes"):
         check_memory(WEIGHTS, SHARED, memory("none"), GPU, processes=2)
 

@@ -63,11 +63,12 @@ def test_a_limit_of_the_process_limits_what_is_available() -> None:
     code = (
         "import resource; from tyr.memory import available_bytes, rss_bytes; "
         "resource.setrlimit(resource.RLIMIT_DATA, (1 << 28, resource.RLIM_INFINITY)); "
-        "print(available_bytes(), rss_bytes())"
+        "print(available_bytes(), rss_bytes(), available_bytes(processes=3))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    left, resident = map(int, done.stdout.split())
+    left, resident, together = map(int, done.stdout.split())
     assert 0 < left < 1 << 28
+    assert abs(together - 3 * left) < 3 << 20, "each has a limit of its own"
     assert 1 << 20 < resident < 1 << 30
 
 

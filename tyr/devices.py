@@ -33,10 +33,15 @@ def device_name(device: torch.device) -> str:
     return str(name(device)) if name is not None else device.type
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """Memory that is free where tensors of this device live, or None if unknown."""
+def free_bytes(device: torch.device, *, processes: int = 1) -> int | None:
+    """Memory that is free where tensors of this device live, or None if unknown.
+
+    Args:
+        device: an accelerator is one process's own.
+        processes: that share the memory of a CPU.
+    """
     if device.type == "cpu":
-        return available_bytes()
+        return available_bytes(processes=processes)
     ask = getattr(_backend(device), "mem_get_info", None)
     return int(ask(device)[0]) if ask is not None else None
 

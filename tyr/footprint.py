@@ -179,7 +179,9 @@ def check_memory(
             f"the smallest model.memory_budget that works{asked.shares(memory)}"
             f"{asked.alternatives(memory)}"
         )
-    beside = available_bytes()
+    if processes > 1 and device.type == "cpu":
+        check_memory(weights, stages, memory, device)  # the first takes most, and may have a limit
+    beside = available_bytes(processes=processes)
     if device.type != "cpu" and beside is not None and needed.host > beside:
         raise ConfigError(
             f"this run needs {needed.host:,.0f} bytes of host memory beside {device}"
@@ -237,7 +239,7 @@ def _given(memory: MemorySettings, device: torch.device, processes: int) -> floa
     """Bytes that the processes may take on the device in all, or None if nobody knows."""
     if memory.memory_budget is not None:
         return memory.memory_budget
-    free = free_bytes(device)
+    free = free_bytes(device, processes=processes)
     if free is None:
         return None
     return float(free + processes * rss_bytes()) if device.type == "cpu" else float(free)

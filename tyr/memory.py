@@ -67,14 +67,17 @@ def return_freed() -> None:
         trim(0)
 
 
-def available_bytes() -> int | None:
+def available_bytes(*, processes: int = 1) -> int | None:
     """Host memory that can be had without swapping, or None where the system does not tell.
 
     The least of what is free, what a control group leaves, and what the limits of this process
-    leave (`ulimit -d`, `ulimit -v`).
+    leave (`ulimit -d`, `ulimit -v`), which each of several processes has for itself.
+
+    Args:
+        processes: like this one, whose memory is asked for together.
     """
-    bounds = [*_free(), *_left_by_groups(), *_left_by_limits()]
-    return min(bounds, default=None)
+    limits = [processes * left for left in _left_by_limits()]
+    return min([*_free(), *_left_by_groups(), *limits], default=None)
 
 
 def _free() -> list[int]:
