@@ -13,7 +13,13 @@ import pytest
 from tyr.callbacks import CsvMetrics, WandbTracking
 from tyr.callbacks.metrics_file import METRICS_FILE, read_rows
 from tyr.errors import ConfigError, TyrError
-from tyr.events import GenerationFinished, StageFinished, StageStarted, SublayerPruned
+from tyr.events import (
+    GenerationFinished,
+    StageFinished,
+    StageStarted,
+    StartRound,
+    SublayerPruned,
+)
 
 
 def test_every_event_becomes_one_row_with_its_numbers(run: Any, play: Callable[..., None]) -> None:
@@ -161,6 +167,24 @@ def test_a_resumed_run_continues_the_same_wandb_run_without_repeating_a_generati
 
 
 @pytest.mark.usefixtures("offline")
+@pytest.mark.usefixtures("offline")
+def test_rounds_of_a_start_that_was_interrupted_are_logged_once(
+    run: Any, play: Callable[..., None]
+) -> None:
+    rounds = [StartRound(number, 3, 8, 0.5, 0.4, iteration=0, seconds=0.1) for number in range(3)]
+    first = WandbTracking()
+    play([first], [run.started(), *rounds[:2]])
+    first.on_run_error(KeyboardInterrupt())
+    before = json.loads((run.run_dir / "wandb.json").read_text())
+    second = WandbTracking()
+    time.sleep(1.1)  # W&B names the folder of a part by the second it starts
+    play([second], [run.started(resumed=True), *rounds])
+    second.on_run_error(KeyboardInterrupt())
+    after = json.loads((run.run_dir / "wandb.json").read_text())
+    assert before["step"] == 2
+    assert after["step"] == 3
+
+
 def test_losses_that_are_not_finite_do_not_stop_the_tracking(run: Any) -> None:
     from dataclasses import replace
 

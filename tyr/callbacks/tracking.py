@@ -127,8 +127,8 @@ class WandbTracking(Callback):
     """Sends the run to Weights & Biases, or keeps it in run_dir/wandb until `wandb sync`.
 
     Offline unless a login is found (WANDB_API_KEY, or netrc) or WANDB_MODE says otherwise. A
-    resumed run continues the same W&B run: its id, its step and the last logged generation are in
-    run_dir/wandb.json. Nothing is written to the terminal.
+    resumed run continues the same W&B run: its id, its step, and the last generation and round of a
+    start that were logged are in run_dir/wandb.json. Nothing is written to the terminal.
 
     Args:
         project: W&B project.
@@ -187,19 +187,18 @@ class WandbTracking(Callback):
             self._log(dict(sublayer_metrics(event, self._stage, num_sublayers)))
 
     def on_start_round(self, event: StartRound) -> None:
-        self._log(dict(start_metrics(event)))
+        if self._is_new("last_round", [event.iteration, event.round]):
+            self._log(dict(start_metrics(event)))
 
     def on_generation_end(self, event: GenerationFinished) -> None:
-        position = [event.iteration, event.generation]
-        if position <= self._state.get("last", [-1, -1]):
-            return  # logged before the run was killed
+        if not self._is_new("last", [event.iteration, event.generation]):
+            return
         metrics: dict[str, Any] = dict(generation_metrics(event))
         for index, stage in enumerate(event.stages):
             if losses := [loss for loss in stage.losses if math.isfinite(loss)]:
                 metrics[stage_losses_key(index)] = self._wandb().Histogram(losses)
         if (event.generation + 1) % self.heatmap_every == 0:
             metrics |= self._image(event.allocation)
-        self._state["last"] = position
         self._log(metrics)
 
     def on_search_end(self, event: SearchFinished) -> None:
@@ -258,6 +257,13 @@ class WandbTracking(Callback):
             ),
         )
         return run
+
+    def _is_new(self, kind: str, position: list[int]) -> bool:
+        """Whether this was not logged before the run was killed; noted with the next `_log`."""
+        new: bool = position > self._state.get(kind, [-1, -1])
+        if new:
+            self._state[kind] = position
+        return new
 
     def _log(self, metrics: dict[str, Any]) -> None:
         if self._run is None:
