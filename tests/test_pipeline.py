@@ -306,15 +306,22 @@ def test_the_same_seed_gives_the_same_model(run: Runner, tmp_path: Path) -> None
 def test_structures_kept_on_the_device_change_nothing(
     run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search = EvolutionarySearch(
-        KdLogits(), generations=2, offspring=4, stages=[[32, 2], [64, 1]], structure_cache_bytes=1e6
-    )
+    def method(most: float) -> Method:
+        search = EvolutionarySearch(
+            KdLogits(),
+            generations=2,
+            offspring=4,
+            stages=[[32, 2], [64, 1]],
+            structure_cache_bytes=most,
+        )
+        return make_method(iterations=1, search=search)
+
     made = []
     monkeypatch.setattr(
         pipeline, "KeptStructures", lambda *a, **k: made.append(KeptStructures(*a, **k)) or made[-1]
     )
-    first = run(tmp_path / "a", make_method(iterations=1))
-    second = run(tmp_path / "b", make_method(iterations=1, search=search))
+    first = run(tmp_path / "a", method(0))
+    second = run(tmp_path / "b", method(1e6))
     assert first == second
     assert tensors_sha(tmp_path / "a") == tensors_sha(tmp_path / "b")
     assert [0 < kept.bytes_kept <= 1e6 for kept in made] == [True]

@@ -26,6 +26,7 @@ from tyr.run import CONFIG_DIR, build
 from tyr.search.archive import Evaluation
 from tyr.search.evolution import EvolutionarySearch, SearchState
 from tyr.search.increments import fit_increments
+from tyr.search.kept import KeptStructures
 from tyr.search.mutation import Levels, mutate
 from tyr.search.objective import KdLogits, dense_reference
 from tyr.search.population import PopulationEvaluator
@@ -107,9 +108,10 @@ class Bench:
             self.out / "supernet", self.grid, label="iteration-0", accumulation=mode
         )
         builder.build(store, self.grid, accumulation=mode, label="iteration-0")
+        most = EvolutionarySearch(KdLogits()).structure_cache_bytes
         self.evaluator = PopulationEvaluator(
             decoder,
-            store,
+            KeptStructures(store, decoder.device, most_bytes=most),
             objective=KdLogits(),
             reference=dense_reference(decoder, splits.search),
         )

@@ -59,7 +59,9 @@ class EvolutionarySearch:
         max_shifts: most shifts in one mutation (4).
         batch_tokens: most positions in one forward call.
         compute_dtype: of sublayers and logits while candidates are scored; auto: the model's.
-        structure_cache_bytes: most bytes of structures that stay on the device from stage to stage.
+        structure_cache_bytes: most bytes of structures that stay on the device from stage to stage;
+            the default holds a small model's, whose files would be opened for every chunk of a
+            race.
         economy: what saves tokens; by default nothing does.
 
     Raises:
@@ -76,7 +78,7 @@ class EvolutionarySearch:
         max_shifts: int = 4,
         batch_tokens: int = 8192,
         compute_dtype: str = "auto",
-        structure_cache_bytes: float = 0,
+        structure_cache_bytes: float = 32e6,
         economy: Economy | None = None,
     ) -> None:
         if isinstance(objective, str):

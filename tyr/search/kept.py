@@ -3,7 +3,8 @@
 The levels that candidates have hardly change between stages and generations, so each structure is
 read once instead of three times a generation: with nine levels of Llama-3.1-8B, 22 GB on the device
 save the host some 15 GB of copying per generation. What a structure is, and the order of the trie's
-walk, are not known here; losses are the same bits with and without.
+walk, are not known here; losses are the same bits with and without. On a CPU it is opening files
+that is saved: a race of stories260K, with small chunks, takes two thirds of the time.
 """
 
 from __future__ import annotations
