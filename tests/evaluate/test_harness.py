@@ -26,7 +26,8 @@ from tyr.export.checkpoint import export_checkpoint
 from tyr.model.decoder import Decoder, PrunedDecoder
 
 pytest.importorskip("lm_eval", reason="extra: eval")
-pytestmark = pytest.mark.usefixtures("templates")
+# Importing lm-eval and compiling its templates take a tenth of the time of the fast tests.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("templates")]
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 ALL_TASKS = ("arc_easy", "openbookqa", "winogrande", "hellaswag", "blimp")
@@ -180,7 +181,7 @@ def test_lm_eval_itself_gives_the_same_from_an_exported_directory(
         assert results["results"][name]["acc_stderr,none"] == score.stderr
 
 
-@pytest.mark.parametrize("where", ["generated", pytest.param("shared", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("where", ["generated", "shared"])
 def test_hellaswag_is_cleaned_as_lm_eval_cleans_it(
     where: str, folder: Path, tmp_path: Path
 ) -> None:

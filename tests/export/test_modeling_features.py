@@ -31,9 +31,9 @@ Load = Callable[..., Any]
 SHAPES = ("uneven", "empty_sublayers")  # what no stock model can have
 # Tracing takes seconds, so it is tried on one shape of each architecture.
 ONE_OF_EACH = [
-    pytest.param("llama_biased", "empty_sublayers", marks=pytest.mark.slow),
+    ("llama_biased", "empty_sublayers"),
     ("mistral_windowed", "uneven"),
-    pytest.param("qwen2", "uneven", marks=pytest.mark.slow),
+    ("qwen2", "uneven"),
     ("qwen3_tied", "empty_sublayers"),
 ]
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -133,6 +133,7 @@ def test_no_layer_of_the_cache_is_larger_than_the_dense_models(
             assert own.untyped_storage().nbytes() <= whole.untyped_storage().nbytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pattern"), ONE_OF_EACH)
 def test_torch_export_traces_a_forward_of_any_size(name: str, pattern: str, load: Load) -> None:
     model, tokens = load(name, pattern).requires_grad_(False), random_tokens(2, LENGTH)
@@ -204,6 +205,7 @@ def test_lora_attaches_to_every_projection_and_learns(name: str, pattern: str, l
     assert merged.state_dict().keys() == base.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "pattern"), [("llama_biased", "empty_sublayers")])
 def test_a_compiled_model_computes_the_same_without_graph_breaks(
     name: str, pattern: str, load: Load

@@ -332,6 +332,7 @@ save_file(results, "results.safetensors")
 """
 
 
+@pytest.mark.slow  # a cold start
 def test_export_loads_and_generates_where_tyr_is_not_installed(
     exported: Exported, tmp_path: Path
 ) -> None:
