@@ -12,7 +12,7 @@ from transformers import LlamaConfig
 from tests.tiny import random_tokens, tiny_decoder
 from tyr.calibrate.statistics import gram
 from tyr.ceilings import measure_ceilings
-from tyr.cost import Shape, greedy_flops, hessian_flops
+from tyr.cost import Shape, greedy_flops, hessian_flops, inverse_flops
 from tyr.data import SplitSizes
 from tyr.disk_use import supernet_bytes
 from tyr.export.checkpoint import NoExport
@@ -120,7 +120,7 @@ def test_a_pass_multiplies_about_as_often_as_torch_counts(size: int) -> None:
             rng=generator,
         )
     products = greedy_flops(width, outputs, [1.0, 0.5, 0.0], carries=True)
-    products -= width**3 + 2 * width**2 * outputs
+    products -= inverse_flops(width) + 2 * width**2 * outputs
     assert counter.get_total_flops() == pytest.approx(products, rel=0.25)
 
 
@@ -166,6 +166,34 @@ def test_an_accelerator_has_wider_strips_of_the_hessian_planned_for() -> None:
     stages = [plan.plan(device=torch.device(name)).stages for name in ("cpu", "cuda")]
     on_cpu, elsewhere = (next(s.compute for s in part if s.name == "supernet") for part in stages)
     assert on_cpu < elsewhere < 1.1 * on_cpu
+
+
+@pytest.mark.parametrize("target", [SelfTarget(), CorrectedTarget()])
+def test_the_parts_of_a_stage_are_all_of_it(target: Target) -> None:
+    plan = planner(target, LlamaConfig(), SplitSizes(4096, 1 << 20, 131072, 286720)).plan()
+    divided = [stage for stage in plan.stages if stage.parts]
+    assert [stage.name for stage in divided] == ["supernet", "search", "finish"]
+    for stage in divided:
+        compute = sum(part.compute for part in stage.parts)
+        assert compute == pytest.approx(stage.times * stage.compute)
+        assert sum(part.solve for part in stage.parts) == pytest.approx(stage.times * stage.solve)
+
+
+def test_pruning_consists_of_a_walk_and_the_moments_of_its_features() -> None:
+    config, tokens = LlamaConfig(), 1 << 20
+    shape = shape_of(config)
+    plan = planner(SelfTarget(), config, SplitSizes(4096, tokens, 131072, 286720)).plan()
+    supernet = next(stage for stage in plan.stages if stage.name == "supernet")
+    parts = {part.name: part for part in supernet.parts}
+    walk = 4 * shape.forward_flops(tokens, 4096)
+    assert walk < parts["forward"].compute < 2 * walk, "features that do not fit are made twice"
+    widths = [config.hidden_size, config.intermediate_size]
+    moments = 4 * config.num_hidden_layers * sum(hessian_flops(w, tokens, 448) for w in widths)
+    assert parts["Hessians"].compute == pytest.approx(moments)
+    inverses = 4 * config.num_hidden_layers * sum(w**3 for w in widths)
+    assert parts["inverses"].solve == pytest.approx(inverses)
+    assert parts["greedy steps"].solve > inverses
+    assert {part.times for part in parts.values()} == {4}
 
 
 def test_the_plan_of_an_8b_model_has_the_known_magnitudes() -> None:

@@ -47,6 +47,14 @@ def test_the_plan_names_every_stage_and_leaves_nothing_behind(
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
+def test_the_plan_tells_what_pruning_consists_of(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = plan_cli(capsys, "target=corrected")
+    assert outcome.status == 0, outcome.err
+    names = [line[:15].strip() for line in outcome.out.splitlines()]
+    first = names.index("supernet")
+    assert names[first + 1 : first + 5] == ["forward", "Hessians", "inverses", "greedy steps"]
+
+
 def test_a_plan_refuses_what_a_run_refuses(capsys: pytest.CaptureFixture[str]) -> None:
     outcome = plan_cli(capsys, "sparsity=2")
     assert outcome.status == 2

@@ -96,8 +96,13 @@ def hessian_flops(width: int, tokens: int, strip: int) -> float:
     return total
 
 
+def inverse_flops(width: int) -> float:
+    """H⁻¹ (d, d) through its Cholesky factor, with which a greedy pass begins."""
+    return float(width**3)
+
+
 def greedy_flops(width: int, outputs: int, kept: Sequence[float], *, carries: bool) -> float:
-    """One greedy pass and the exact weights of its levels, in solving precision.
+    """One greedy pass, H⁻¹ and the exact weights of its levels included, in solving precision.
 
     Args:
         width: d.
@@ -107,16 +112,16 @@ def greedy_flops(width: int, outputs: int, kept: Sequence[float], *, carries: bo
             at its end.
     """
     left = width * min(kept)  # rows alive when the pass ends
-    factor_and_invert = width**3
+    inverse = inverse_flops(width)
     of_weights = (width**2 - left**2) * outputs  # of those that units are ranked by
     downdates = (width**3 - left**3) * 2 / 3 + of_weights
     gradient = 2 * width**2 * outputs
     if carries:
-        return factor_and_invert + downdates + of_weights + gradient
+        return inverse + downdates + of_weights + gradient
     rows = [width * share for share in kept if share < 1]
     if not rows:
-        return factor_and_invert + downdates + gradient
+        return inverse + downdates + gradient
     most = max(rows)
     nested = most**3 / 3 + most**2 * outputs  # one factor, one forward substitution
     solves = sum(size**2 * outputs for size in rows)
-    return factor_and_invert + downdates + gradient + nested + solves
+    return inverse + downdates + gradient + nested + solves

@@ -140,6 +140,7 @@ def _part_cells(part: Part) -> list[str]:
     return [
         f"  {part.name}",
         str(part.times),
-        amount(part.tokens, ""),
-        amount(part.compute, ""),
+        _unless_none(part.tokens, ""),
+        _unless_none(part.compute, ""),
+        _unless_none(part.solve, ""),
     ]

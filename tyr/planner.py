@@ -16,7 +16,7 @@ import torch
 from transformers import PretrainedConfig
 
 from tyr.calibrate.statistics import strip_width
-from tyr.cost import Shape, greedy_flops, hessian_flops
+from tyr.cost import Shape, greedy_flops, hessian_flops, inverse_flops
 from tyr.data import SplitSizes
 from tyr.disk_use import DiskUse, most_on_disk, supernet_bytes
 from tyr.export.checkpoint import NoExport
@@ -35,7 +35,7 @@ from tyr.model.architecture import head_size, unit_counts
 from tyr.model.placement import MemorySettings
 from tyr.pipeline import Method
 from tyr.prune.progressive import carries_weights
-from tyr.run_plan import RunPlan, StagePlan
+from tyr.run_plan import Part, RunPlan, StagePlan
 from tyr.search.counts import SearchCounts, count_search
 from tyr.search_plan import search_parts
 from tyr.sparsity import KINDS, LevelGrid, SublayerId, uniform_allocation
@@ -195,23 +195,33 @@ class Planner:
         streams = 2 if corrected else 1
         carries = carries_weights(solve_dtype(torch.device(load.device_type)))
         levels = [self._kept(grid) for grid in grids]
-        compute = solve = 0.0
+        forward = hessians = inverses = solve = 0.0
         for kind in KINDS:
             width = self.shape.inputs(kind)
             features = self.shape.feature_flops(kind, tokens, length)
             again = max(0.0, 1 - settings.feature_bytes / (tokens * width * self.compute))
             moved = features * (1 + again) + self.shape.output_flops(kind, tokens)
-            hessian = hessian_flops(width, tokens, strip_width(load.device_type))
-            compute += self.shape.blocks * (streams * moved + hessian)
-            if corrected:
-                compute += self.shape.blocks * 2.0 * tokens * width * (width + self.shape.hidden)
             outputs = self.shape.hidden
+            moments = hessian_flops(width, tokens, strip_width(load.device_type))
+            if corrected:
+                moments += 2.0 * tokens * width * (width + outputs)
+            forward += self.shape.blocks * streams * moved
+            hessians += self.shape.blocks * moments
+            inverses += self.shape.blocks * inverse_flops(width)
             solves = [greedy_flops(width, outputs, kept, carries=carries) for kept in levels]
             solve += self.shape.blocks * sum(solves) / len(grids)
         most = max(levels, key=sum)
         held = held_to_prune(load, settings, most, corrected=corrected)
         disk = max(supernet_bytes(self.shape, grid, self.storage) for grid in grids)
-        return StagePlan(name, len(grids), compute, solve, disk, held, tokens)
+        times = len(grids)
+        parts = (
+            Part("forward", times, times * streams * tokens, times * forward),
+            Part("Hessians", times, times * streams * tokens, times * hessians),
+            Part("inverses", times, solve=times * inverses),
+            Part("greedy steps", times, solve=times * (solve - inverses)),
+        )
+        compute = forward + hessians
+        return StagePlan(name, times, compute, solve, disk, held, tokens, parts=parts)
 
     def _search(self, load: Workload) -> StagePlan:
         """All generations, and the teacher's states."""

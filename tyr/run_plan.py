@@ -18,16 +18,18 @@ class Part:
     """A part of a stage.
 
     Args:
-        name: e.g. start, or stage 1 of a generation.
+        name: e.g. Hessians, start, or stage 1 of a generation.
         times: how often it comes in a run.
         tokens: positions that it computes, of all candidates, in a whole run.
         compute: floating-point operations in compute precision, in a whole run.
+        solve: floating-point operations in the precision of factorisations, in a whole run.
     """
 
     name: str
     times: int
-    tokens: float
-    compute: float
+    tokens: float = 0.0
+    compute: float = 0.0
+    solve: float = 0.0
 
 
 @dataclass(frozen=True)
