@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -112,3 +113,12 @@ def test_bad_input_is_one_paragraph_before_any_work(
     assert "Traceback" not in outcome.err
     assert re.search(BAD_INPUT[words], outcome.err), outcome.err
     assert not run_dir.exists()
+
+
+def test_what_the_hub_prints_itself_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli(capsys, "sparsity=2").status == 2
+    logging.getLogger("huggingface_hub").warning("retrying")
+    logging.getLogger("another").warning("told")
+    printed = "".join(capsys.readouterr())
+    assert "tyr: told" in printed
+    assert "tyr: retrying" not in printed
