@@ -63,8 +63,9 @@ def write(runs: dict[str, Runs], given: argparse.Namespace, *, seconds: float) -
         "model, nats per token) is at most the one that the paper's schedule of the same seed ends "
         "with. Ratios are means over the seeds that arrived; seconds are of the processor, one "
         f'thread. "In all" multiplies them by the {gain:.2f} that the engine gains over '
-        "one-by-one evaluation (supernet_and_generation.md). In the first table a seed "
-        "that did not arrive counts as zero.",
+        f"one-by-one evaluation by the clock ({engine_gain('cpu_ratio'):.2f} by processor time; "
+        "supernet_and_generation.md). In the first table a seed that did not arrive counts as "
+        "zero.",
         "",
         *verdicts({"models": summaries}, goals(measured)),
         "",
