@@ -97,6 +97,7 @@ def in_turns(kind: str, folder: Path, setting: Setting, turns: int) -> dict[str,
         turns: timed runs of each side.
     """
     sides = ROLES[kind]
+    rated = PRECISION if kind == "search" else {}  # whose operations are counted
     with ExitStack() as stack:
         processes = {
             side: stack.enter_context(Process(f"{kind}-{side}", folder, setting.threads))
@@ -107,8 +108,10 @@ def in_turns(kind: str, folder: Path, setting: Setting, turns: int) -> dict[str,
         nested: dict[str, list[Answer]] = {side: [] for side in sides}
         for turn in range(turns):
             for side in sides:
-                answers[side].append(with_rates(processes[side], gemm))
-                say(f"{kind} {turn + 1}/{turns} {side}: {answers[side][-1]['seconds']:.2f} s")
+                process = processes[side]
+                answer = with_rates(process, gemm) if side in rated else process.ask()
+                answers[side].append(answer)
+                say(f"{kind} {turn + 1}/{turns} {side}: {answer['seconds']:.2f} s")
         for turn in range(turns if kind == "search" else 0):
             for side in sides:
                 nested[side].append(processes[side].ask("nested"))
