@@ -48,11 +48,18 @@ def test_the_plan_names_every_stage_and_leaves_nothing_behind(
 
 
 def test_the_plan_tells_what_pruning_consists_of(capsys: pytest.CaptureFixture[str]) -> None:
-    outcome = plan_cli(capsys, "target=corrected")
-    assert outcome.status == 0, outcome.err
-    names = [line[:15].strip() for line in outcome.out.splitlines()]
-    first = names.index("supernet")
-    assert names[first + 1 : first + 5] == ["forward", "Hessians", "inverses", "greedy steps"]
+    positions = {}
+    for target, streams in {"self": 1, "corrected": 2}.items():
+        outcome = plan_cli(capsys, f"target={target}")
+        assert outcome.status == 0, outcome.err
+        lines = outcome.out.splitlines()
+        names = [line[:15].strip() for line in lines]
+        first = names.index("supernet")
+        assert names[first + 1 : first + 5] == ["forward", "Hessians", "inverses", "greedy steps"]
+        rows = [lines[first + row].split() for row in range(3)]  # the stage and two of its parts
+        assert {tuple(row[2:4]) for row in rows} == {tuple(rows[0][2:4])}
+        positions[streams] = float(rows[0][2])
+    assert positions[2] == pytest.approx(2 * positions[1])
 
 
 def test_a_plan_refuses_what_a_run_refuses(capsys: pytest.CaptureFixture[str]) -> None:

@@ -193,6 +193,7 @@ class Planner:
         tokens, length = self.sizes.calibration_tokens, self.sizes.sequence_length
         settings, corrected = self.method.supernet, self.method.pruner.target.needs_dense_stream
         streams = 2 if corrected else 1
+        positions = streams * tokens
         carries = carries_weights(solve_dtype(torch.device(load.device_type)))
         levels = [self._kept(grid) for grid in grids]
         forward = hessians = inverses = solve = 0.0
@@ -215,13 +216,13 @@ class Planner:
         disk = max(supernet_bytes(self.shape, grid, self.storage) for grid in grids)
         times = len(grids)
         parts = (
-            Part("forward", times, times * streams * tokens, times * forward),
-            Part("Hessians", times, times * streams * tokens, times * hessians),
+            Part("forward", times, times * positions, times * forward),
+            Part("Hessians", times, times * positions, times * hessians),
             Part("inverses", times, solve=times * inverses),
             Part("greedy steps", times, solve=times * (solve - inverses)),
         )
         compute = forward + hessians
-        return StagePlan(name, times, compute, solve, disk, held, tokens, parts=parts)
+        return StagePlan(name, times, compute, solve, disk, held, positions, parts=parts)
 
     def _search(self, load: Workload) -> StagePlan:
         """All generations, and the teacher's states."""
@@ -260,7 +261,7 @@ class Planner:
             prunings * pruning.solve,
             prunings * pruning.disk,
             larger(pruning.held, held_to_measure(load, pruned=self.kept)),
-            prunings * self.sizes.calibration_tokens + 2.0 * models * tokens,
+            prunings * pruning.tokens + 2.0 * models * tokens,
             alone=measured,
         )
 
