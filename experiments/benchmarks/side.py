@@ -67,7 +67,6 @@ class Workload:
     def __init__(self, setting: Setting, folder: Path) -> None:
         self.setting = setting
         self.folder = folder
-        self._keep: list[RandomFiles] = []  # the files go with it
         self.settings = SupernetSettings(
             ExpectationAccumulation(), batch_tokens=setting.calibration_batch
         )
@@ -92,8 +91,7 @@ class Workload:
         device = torch.device("cpu")
         model = skeleton(config, dtype=torch.float32)
         drawn = RandomFiles(model, seed=self.setting.seed, dtype=torch.float32, folder=self.folder)
-        self._keep.append(drawn)
-        weights = FileWeights(drawn.files, dtype=torch.float32, device=device)
+        weights = FileWeights(drawn.files, dtype=torch.float32, device=device, owner=drawn)
         memory = MemorySettings("disk", device_state_bytes=0, host_state_bytes=0)
         return Decoder(
             model,

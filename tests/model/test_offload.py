@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,9 @@ from tyr.export.tensors import model_size
 from tyr.model.decoder import Decoder
 from tyr.model.loading import PretrainedModel, RandomModel
 from tyr.model.offload import FileWeights, State
+from tyr.model.placement import Placement
+from tyr.model.skeleton import leave_on_host, lend_blocks
+from tyr.model.states import StatePool
 
 CPU = torch.device("cpu")
 SMALL = {
@@ -94,7 +98,8 @@ def test_random_weights_are_the_same_in_memory_and_on_disk(dtype: str, tmp_path:
     assert whole.fingerprint == streamed.fingerprint
     tokens = random_tokens(2, LENGTH)
     assert torch.equal(streamed.final_hidden(tokens), whole.final_hidden(tokens))
-    source._drawn.close()
+    del streamed
+    gc.collect()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -214,10 +219,54 @@ def test_offloading_to_host_memory_is_none_on_a_cpu_device(tmp_path: Path) -> No
     assert not load(saved("llama", tmp_path), "cpu").offloaded
 
 
+@pytest.mark.parametrize("name", ZOO)
+def test_blocks_lent_from_host_memory_compute_what_the_model_did(name: str) -> None:
+    # What offload=cpu does beside an accelerator, with the CPU in its place.
+    tokens = random_tokens(2, LENGTH)
+    dense = zoo_decoder(name)
+    expected, model = dense.final_hidden(tokens), dense.model
+    residency = lend_blocks(model, leave_on_host(model, CPU), CPU)
+    streamed = Decoder(
+        model,
+        dense.tokenizer,
+        architecture=dense.architecture,
+        storage_dtype=torch.float32,
+        placement=Placement(StatePool(CPU), residency),
+    )
+    assert torch.equal(streamed.final_hidden(tokens), expected)
+    tied = model.get_input_embeddings().weight is streamed.head
+    assert tied == model.config.tie_word_embeddings
+
+
+@pytest.mark.parametrize("offload", ["none", "disk"])
+def test_a_tied_checkpoint_with_two_matrices_is_refused(offload: str, tmp_path: Path) -> None:
+    folder = saved("qwen3_tied", tmp_path)
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    head = tensors["model.embed_tokens.weight"].clone()
+    save_file({**tensors, "lm_head.weight": head}, weights, metadata={"format": "pt"})
+    load(folder, offload)
+    save_file({**tensors, "lm_head.weight": head + 1}, weights, metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="says tie_word_embeddings, but the weights"):
+        load(folder, offload)
+
+
+def test_random_weights_on_disk_outlive_their_source(tmp_path: Path) -> None:
+    source = RandomModel({"model_type": "llama", **SMALL}, offload="disk")
+    decoders = [source.load(device=CPU, scratch=tmp_path) for _ in range(2)]
+    del source
+    tokens = random_tokens(1, 4)
+    first, second = (decoder.final_hidden(tokens) for decoder in decoders)
+    assert torch.equal(first, second)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("offload", ["cpu", "disk"])
-def test_on_an_accelerator_offloading_changes_no_number(offload: str, tmp_path: Path) -> None:
-    folder = saved("llama", tmp_path, num_hidden_layers=6)
+@pytest.mark.parametrize("name", ["llama", "qwen3_tied"])
+def test_on_an_accelerator_offloading_changes_no_number(
+    name: str, offload: str, tmp_path: Path
+) -> None:
+    folder = saved(name, tmp_path, num_hidden_layers=6)
     device = torch.accelerator.current_accelerator()
     assert device is not None
     whole = PretrainedModel(str(folder)).load(device=device)

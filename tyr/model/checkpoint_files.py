@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import torch
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
@@ -68,7 +69,8 @@ def check_complete(checkpoint: CheckpointFiles, model: PreTrainedModel, *, sourc
     if missing:
         raise ModelError(
             f"{source} lacks {len(missing)} weights of its own configuration, e.g. {missing[0]}: "
-            f"the checkpoint is incomplete"
+            f"the checkpoint is incomplete, or has other names for them, which only "
+            f"model.offload=none understands"
         )
     for name, shape in expected.items():
         if checkpoint.shapes[name] != shape:
@@ -76,6 +78,44 @@ def check_complete(checkpoint: CheckpointFiles, model: PreTrainedModel, *, sourc
                 f"{source} does not fit its own configuration: {name} has shape "
                 f"{checkpoint.shapes[name]}, expected {shape}"
             )
+
+
+def is_tied(model: PreTrainedModel) -> bool:
+    """Whether embedding and vocabulary projection are one matrix."""
+    embedding, head = (cast(Any, m).weight for m in _ends(model))
+    return embedding is head
+
+
+def check_ties(checkpoint: CheckpointFiles, model: PreTrainedModel, *, source: str) -> None:
+    """Compare the two matrices of a checkpoint that stores both, though they should be one.
+
+    Raises:
+        ModelError: they differ.
+    """
+    ends = {id(module) for module in _ends(model)}
+    named = [f"{name}.weight" for name, module in model.named_modules() if id(module) in ends]
+    stored = [name for name in named if name in checkpoint.files]
+    if not is_tied(model) or len(stored) < 2:
+        return
+    matrices = []
+    for name in stored:
+        with safe_open(checkpoint.files[name], framework="pt") as handle:
+            matrices.append(handle.get_tensor(name))
+    if not torch.equal(*matrices):
+        raise ModelError(two_matrices(source))
+
+
+def two_matrices(source: str) -> str:
+    """What is wrong with a checkpoint that is tied by its configuration and not by its weights."""
+    return (
+        f"config.json of {source} says tie_word_embeddings, but the weights of embedding and "
+        f"vocabulary projection differ: set tie_word_embeddings to false there, or remove "
+        f"lm_head.weight from the weights if the embedding is to be used for both"
+    )
+
+
+def _ends(model: PreTrainedModel) -> tuple[object, object]:
+    return model.get_input_embeddings(), model.get_output_embeddings()
 
 
 def _weight_files(path: str, revision: str) -> list[Path]:

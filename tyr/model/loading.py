@@ -26,7 +26,13 @@ from transformers import (
 
 from tyr.errors import ConfigError, ModelError
 from tyr.model.architecture import architecture_of
-from tyr.model.checkpoint_files import check_complete, find_checkpoint
+from tyr.model.checkpoint_files import (
+    check_complete,
+    check_ties,
+    find_checkpoint,
+    is_tied,
+    two_matrices,
+)
 from tyr.model.decoder import Decoder
 from tyr.model.offload import FileWeights, Weights
 from tyr.model.placement import MemorySettings
@@ -109,11 +115,13 @@ class PretrainedModel:
         tokenizer = self.tokenizer()
         storage, compute = self.precisions(device)
         offload = self.memory.on(device)
-        model = self._skeleton(config, compute) if offload == "disk" else self._whole(compute)
+        make = self._skeleton if offload == "disk" else self._whole
+        model = make(config, compute)
         weights: Weights | None = None
         if offload == "disk":
             checkpoint = find_checkpoint(self.path, self.revision)
             check_complete(checkpoint, model, source=self.path)
+            check_ties(checkpoint, model, source=self.path)
             weights = FileWeights(checkpoint.files, dtype=compute, device=device)
         elif offload == "cpu":
             weights = leave_on_host(model, device)
@@ -128,7 +136,7 @@ class PretrainedModel:
             placement=place(model, weights, self.memory, device=device, scratch=scratch),
         )
 
-    def _whole(self, compute: torch.dtype) -> PreTrainedModel:
+    def _whole(self, config: PretrainedConfig, compute: torch.dtype) -> PreTrainedModel:
         """The stock model with its weights, on the CPU."""
         try:
             model, loading = AutoModelForCausalLM.from_pretrained(
@@ -148,6 +156,8 @@ class PretrainedModel:
                 f"{self.path} lacks {len(missing)} weights of its own configuration, e.g. "
                 f"{missing[0]}: the checkpoint is incomplete"
             )
+        if config.tie_word_embeddings and not is_tied(model):
+            raise ModelError(two_matrices(self.path))
         return cast(PreTrainedModel, model)
 
     def _skeleton(self, config: PretrainedConfig, compute: torch.dtype) -> PreTrainedModel:
@@ -274,8 +284,8 @@ class RandomModel:
         weights: Weights | None = None
         if offload == "disk":
             model = skeleton(config, dtype=compute)
-            self._drawn = RandomFiles(model, seed=self._seed, dtype=storage, folder=scratch)
-            weights = FileWeights(self._drawn.files, dtype=compute, device=device)
+            drawn = RandomFiles(model, seed=self._seed, dtype=storage, folder=scratch)
+            weights = FileWeights(drawn.files, dtype=compute, device=device, owner=drawn)
         else:
             model = random_weights(config, seed=self._seed, storage=storage, compute=compute)
             weights = leave_on_host(model, device) if offload == "cpu" else None

@@ -39,11 +39,18 @@ class FileWeights:
         files: file of every parameter.
         dtype: compute precision.
         device: computing device.
+        owner: what must live as long as the files are read, if it would take them with it.
     """
 
     def __init__(
-        self, files: Mapping[str, Path], *, dtype: torch.dtype, device: torch.device
+        self,
+        files: Mapping[str, Path],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        owner: object = None,
     ) -> None:
+        self._owner = owner
         self._files = files
         self._dtype = dtype
         self._device = device

@@ -95,10 +95,6 @@ class RandomFiles:
                 ) from error
             self.files.update(dict.fromkeys(names, path))
 
-    def close(self) -> None:
-        """Remove the folder now."""
-        self._folder.cleanup()
-
 
 def _groups(model: PreTrainedModel) -> Iterator[Sequence[str]]:
     """Names of what lies outside the blocks, then of every block's parameters."""

@@ -60,6 +60,7 @@ def leave_on_host(model: PreTrainedModel, device: torch.device) -> HostWeights:
     """The weights of a model on the CPU, which becomes a skeleton."""
     state = {name: parameter.detach() for name, parameter in model.named_parameters()}
     cast(Any, model).to("meta")
+    model.tie_weights()  # `to` gave each of a tied pair a tensor of its own
     return HostWeights(state, device=device)
 
 
