@@ -97,6 +97,10 @@ BAD_INPUT = {
         r"search.economy.start.stage must be a whole number, got 'x'"
     ),
     "racing=sequential search.economy.racing.error_rate=low": r"error_rate must be a number",
+    "search.offspring=4e0": r"search.offspring must be a whole number, got 4.0: write 4",
+    "search.generations=null": r"search.generations must be a whole number, got null",
+    "pruner.ffn_group=2.5": r"pruner.ffn_group must be a whole number, got 2.5",
+    "pruner.damping=true": r"pruner.damping must be a number, got true",
     "finish=supernet iterations=0": r"finish=supernet needs iterations",
 }
 

@@ -10,14 +10,19 @@ import importlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import MISSING, OmegaConf
 
 from tyr.errors import ConfigError
 
 Group = dict[str, Any]
-NUMBERS = {"int": "a whole number", "float": "a number"}
+# Annotations that are checked: what they are called, and the values that YAML makes for them.
+KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "int": ("a whole number", (int,)),
+    "float": ("a number", (int, float)),
+    "bool": ("true or false", (bool,)),
+}
 
 
 @dataclass
@@ -71,11 +76,26 @@ def check_values(node: Mapping[str, Any], key: str) -> None:
             continue
         if name not in known:
             raise ConfigError(f"there is no setting {where}; known: {', '.join(known)}")
-        wanted = known[name]
-        if wanted in NUMBERS and isinstance(value, str):
-            raise ConfigError(f"{where} must be {NUMBERS[wanted]}, got {value!r}")
-        if wanted == "bool" and not isinstance(value, bool):
-            raise ConfigError(f"{where} must be true or false, got {value!r}")
+        _check_kind(value, known[name], where)
+
+
+def _check_kind(value: object, annotation: str, where: str) -> None:
+    """Raise ConfigError when a value is not what a number's or a bool's annotation says."""
+    kind = annotation.removesuffix(" | None")
+    if kind not in KINDS or (value is None and kind != annotation):
+        return
+    name, types = KINDS[kind]
+    if isinstance(value, types) and isinstance(value, bool) == (kind == "bool"):
+        return
+    whole = kind == "int" and isinstance(value, float) and value.is_integer()
+    hint = f": write {int(cast(float, value))}" if whole else ""
+    raise ConfigError(f"{where} must be {name}, got {_as_written(value)}{hint}")
+
+
+def _as_written(value: object) -> str:
+    """A value in YAML's words."""
+    words = {None: "null", True: "true", False: "false"}
+    return words[value] if value is None or isinstance(value, bool) else repr(value)
 
 
 def _parameters(target: str) -> dict[str, str] | None:
