@@ -128,3 +128,48 @@ def test_a_random_model_needs_a_known_model_type() -> None:
         RandomModel({"hidden_size": 8})
     with pytest.raises(ModelError, match=r"model\.config"):
         RandomModel({"model_type": "nonsense"}).configuration()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 250}, r"hidden size \(250\) is not a multiple of"),
+        ({"hidden_size": "x"}, "Field 'hidden_size' expected int"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers must be a whole number of at least 1, got 0"),
+        ({"num_attention_heads": 0}, "one of its sizes is 0"),
+        ({"num_key_value_heads": 3}, "num_attention_heads=4 is no multiple of num_key_value_heads"),
+    ],
+)
+def test_sizes_that_cannot_be_are_errors_of_the_model(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    sizes = {**SMALL, "num_attention_heads": 4, "num_key_value_heads": 2, **changes}
+    with pytest.raises(ModelError, match=message):
+        RandomModel({"model_type": "llama", **sizes}).configuration()
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", **sizes}))
+    with pytest.raises(ModelError, match=message):
+        PretrainedModel(str(tmp_path)).configuration()
+
+
+def test_a_checkpoint_that_names_no_dtype_has_that_of_its_weights(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    LlamaForCausalLM(LlamaConfig(**SMALL)).to(torch.bfloat16).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    source = PretrainedModel(str(tmp_path))
+    assert source.precisions(CPU) == (torch.bfloat16, torch.float32)
+    assert caplog.text == ""
+    (tmp_path / "model.safetensors").unlink()
+    source = PretrainedModel(str(tmp_path))
+    assert source.precisions(CPU) == (torch.float32, torch.float32)
+    assert "names no dtype: taken to be float32" in caplog.text
+
+
+def test_a_home_directory_that_the_shell_left_alone_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_model(tmp_path / "model")
+    assert PretrainedModel("~/model").configuration().model_type == "llama"

@@ -17,6 +17,15 @@ from transformers import PretrainedConfig, PreTrainedModel
 from tyr.errors import ModelError
 from tyr.sparsity import UnitCounts
 
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "vocab_size",
+)
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -75,7 +84,8 @@ def architecture_of(config: PretrainedConfig, *, source: str) -> Architecture:
         source: path or name of the model, for messages.
 
     Raises:
-        ModelError: the model is quantised, not a causal LM, or of an unsupported type.
+        ModelError: the model is quantised, not a causal LM, of an unsupported type, or of sizes
+            that cannot be.
     """
     if getattr(config, "quantization_config", None) is not None:
         raise ModelError(
@@ -96,7 +106,27 @@ def architecture_of(config: PretrainedConfig, *, source: str) -> Architecture:
             f"{source} is a {names[0]}, not a causal language model: "
             f"expected {architecture.class_name}"
         )
+    _check_sizes(config, source)
     return architecture
+
+
+def _check_sizes(config: PretrainedConfig, source: str) -> None:
+    """Raise ModelError for sizes that no decoder has; the stock classes would fail later or not."""
+    for name in _SIZES:
+        size = getattr(config, name, None)
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ModelError(f"{source}: {name} must be a whole number of at least 1, got {size!r}")
+    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if heads % kv_heads:
+        raise ModelError(
+            f"{source}: num_attention_heads={heads} is no multiple of "
+            f"num_key_value_heads={kv_heads}: every KV head serves equally many query heads"
+        )
+    if getattr(config, "head_dim", None) is None and config.hidden_size % heads:
+        raise ModelError(
+            f"{source}: hidden_size={config.hidden_size} is no multiple of "
+            f"num_attention_heads={heads}, and there is no head_dim"
+        )
 
 
 def head_size(config: PretrainedConfig) -> int:

@@ -19,6 +19,8 @@ from transformers.utils.hub import get_checkpoint_shard_files
 
 from tyr.errors import ModelError
 
+_FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
 
 @dataclass(frozen=True)
 class CheckpointFiles:
@@ -56,6 +58,17 @@ def find_checkpoint(path: str, revision: str) -> CheckpointFiles:
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"cannot read the weights of {path}: {reason}") from error
+
+
+def weights_dtype(directory: Path) -> torch.dtype | None:
+    """Precision of the first weights of a directory's safetensors; None where there are none."""
+    for file in sorted(directory.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as handle:
+            for name in sorted(handle.keys()):
+                dtype = handle.get_slice(name).get_dtype()
+                if dtype in _FLOATS:
+                    return _FLOATS[dtype]
+    return None
 
 
 def check_complete(checkpoint: CheckpointFiles, model: PreTrainedModel, *, source: str) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -32,6 +34,7 @@ from tyr.model.checkpoint_files import (
     find_checkpoint,
     is_tied,
     two_matrices,
+    weights_dtype,
 )
 from tyr.model.decoder import Decoder
 from tyr.model.offload import FileWeights, Weights
@@ -42,6 +45,16 @@ from tyr.model.source import compute_dtype, parse_dtype
 from tyr.model.sublayer import AttentionUnit
 
 logger = logging.getLogger(__name__)
+
+# What the stock classes raise for a configuration that makes no sense to them.
+CONFIG_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    ZeroDivisionError,
+    StrictDataclassError,
+)
 
 BUILT_IN = Path(__file__).parent.parent / "assets" / "tiny"
 
@@ -77,7 +90,7 @@ class PretrainedModel:
         self.memory = MemorySettings(offload, device_state_bytes, host_state_bytes, memory_budget)
         parse_dtype(dtype, key="model.dtype", auto=torch.float32)
         parse_dtype(compute_dtype, key="model.compute_dtype", auto=torch.float32)
-        self.path = str(BUILT_IN) if path == "built-in" else str(path)
+        self.path = str(BUILT_IN) if path == "built-in" else _expanded(path)
         self.name = name or Path(self.path).name
         self.revision = revision
         self._dtype = dtype
@@ -88,9 +101,9 @@ class PretrainedModel:
         self._check_directory()
         try:
             config = AutoConfig.from_pretrained(self.path, revision=self.revision)
-        except (OSError, ValueError) as error:
+        except CONFIG_ERRORS as error:
             raise ModelError(
-                f"cannot read a model configuration from {self.path}: {_first_line(error)}; "
+                f"cannot read a model configuration from {self.path}: {_one_line(error)}; "
                 f"give a directory that holds config.json (model=local model.path=DIR) or a hub "
                 f"name that this machine can reach"
             ) from error
@@ -99,9 +112,21 @@ class PretrainedModel:
 
     def precisions(self, device: torch.device) -> tuple[torch.dtype, torch.dtype]:
         """See `source.ModelSource.precisions`."""
-        stored = getattr(self.configuration(), "dtype", None) or torch.float32
-        storage = parse_dtype(self._dtype, key="model.dtype", auto=stored)
+        named = getattr(self.configuration(), "dtype", None)
+        storage = parse_dtype(self._dtype, key="model.dtype", auto=named or self._stored_dtype)
         return storage, compute_dtype(self._compute_dtype, storage, device)
+
+    @cached_property
+    def _stored_dtype(self) -> torch.dtype:
+        """Precision of a checkpoint whose configuration names none."""
+        found = weights_dtype(Path(self.path))
+        if found is None:
+            logger.warning(
+                "the configuration of %s names no dtype: taken to be float32; say model.dtype=... "
+                "if its weights are shorter",
+                self.path,
+            )
+        return found or torch.float32
 
     def load(
         self,
@@ -248,8 +273,8 @@ class RandomModel:
         """The configuration built from the given fields."""
         try:
             config = AutoConfig.for_model(self._model_type, **self._fields)
-        except ValueError as error:
-            raise ModelError(f"model.config: {_first_line(error)}") from error
+        except CONFIG_ERRORS as error:
+            raise ModelError(f"model.config: {_one_line(error)}") from error
         architecture_of(config, source=self.name)
         return cast(PretrainedConfig, config)
 
@@ -300,9 +325,23 @@ class RandomModel:
         )
 
 
+def _expanded(path: str) -> str:
+    """A path with the home directory in it, where the shell left `~` alone (`model.path=~/x`)."""
+    return str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
+
+
 def _first_line(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0]
+
+
+def _one_line(error: BaseException) -> str:
+    """What is wrong with a configuration: its checks name the field first and the reason below."""
+    if isinstance(error, ZeroDivisionError):
+        return "one of its sizes is 0"
+    if isinstance(error, StrictDataclassError):
+        return " ".join(str(error).split())
+    return _first_line(error)
 
 
 def _no_tokenizer(path: str, reason: str) -> str:
