@@ -222,13 +222,14 @@ class SupernetBuilder:
     ) -> tuple[dict[int, Structure], dict[int, float]]:
         """Structures of every level, as a store would give them back, and their errors."""
         levels = walk.grid.levels(sublayer.id)
-        solved = self._pruner.prune(
-            sublayer,
-            statistics,
-            list(levels.values()),
-            storage_dtype=self._decoder.storage_dtype,
-            rng=derive_generator(self._seed, walk.label, "criterion", sublayer.name),
-        )
+        with matmul_precision("highest"):  # short factors are for the forward and the Hessians
+            solved = self._pruner.prune(
+                sublayer,
+                statistics,
+                list(levels.values()),
+                storage_dtype=self._decoder.storage_dtype,
+                rng=derive_generator(self._seed, walk.label, "criterion", sublayer.name),
+            )
         structures = {level: solved[removed].structure for level, removed in levels.items()}
         return structures, {level: solved[removed].error for level, removed in levels.items()}
 
