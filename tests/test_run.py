@@ -6,9 +6,11 @@ import csv
 import json
 import logging
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.cli import run_cli
 from tests.data.text import numbered
@@ -117,6 +119,26 @@ def test_bad_input_is_one_paragraph_before_any_work(
     assert "Traceback" not in outcome.err
     assert re.search(BAD_INPUT[words], outcome.err), outcome.err
     assert not run_dir.exists()
+
+
+def test_a_run_does_not_go_on_with_other_weights(
+    local: tuple[str, ...], model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, run_dir = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(model_dir, copy)
+    words = (*local, f"model.path={copy}", f"run_dir={run_dir}")
+    assert run_cli(capsys, *words, "iterations=0", "finish=repruned").status == 0
+    inputs = json.loads((run_dir / "inputs.json").read_text())
+    assert inputs["compute_dtype"] == "float32"
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    weights = load_file(copy / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"] *= 1.5
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    outcome = run_cli(capsys, *words, "iterations=0", "finish=repruned", "resume=true")
+    assert outcome.status == 2
+    assert "the weights of the model are not those" in outcome.err
+    for path, content in before.items():
+        assert path.name == "environment.json" or path.read_bytes() == content, path
 
 
 def test_what_the_hub_prints_itself_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:

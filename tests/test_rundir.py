@@ -11,7 +11,7 @@ import yaml
 
 from tyr.errors import ResumeError
 from tyr.events import EvaluationRow
-from tyr.rundir import RunDirectory, flatten
+from tyr.rundir import INPUTS, RunDirectory, flatten
 from tyr.search.archive import Evaluation
 from tyr.search.evolution import SearchState
 from tyr.sparsity import Allocation, LevelGrid, UnitCounts
@@ -104,10 +104,19 @@ def test_a_change_inside_a_list_is_a_change(run: RunDirectory) -> None:
 
 
 def test_another_text_is_refused(run: RunDirectory) -> None:
-    run.check_inputs("abc")
-    run.check_inputs("abc")
+    run.check_input("tokens", "abc")
+    run.check_input("tokens", "abc")
     with pytest.raises(ResumeError, match="text is not the one"):
-        run.check_inputs("abd")
+        run.check_input("tokens", "abd")
+
+
+def test_every_input_is_recorded_beside_the_others(run: RunDirectory) -> None:
+    for name in INPUTS:
+        run.check_input(name, "abc")
+    for name in INPUTS:
+        run.check_input(name, "abc")
+        with pytest.raises(ResumeError, match="was begun"):
+            run.check_input(name, "abd")
 
 
 def test_a_damaged_record_of_the_text_is_written_anew(
@@ -115,10 +124,10 @@ def test_a_damaged_record_of_the_text_is_written_anew(
 ) -> None:
     (run.path / "inputs.json").write_text('{"tok')
     with caplog.at_level(logging.WARNING):
-        run.check_inputs("abc")
+        run.check_input("tokens", "abc")
     assert "inputs.json is damaged" in caplog.text
     with pytest.raises(ResumeError):
-        run.check_inputs("abd")
+        run.check_input("tokens", "abd")
 
 
 @pytest.mark.parametrize("content", ["", "a: [1", "- 1\n- 2\n", "word"])

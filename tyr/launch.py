@@ -110,10 +110,12 @@ def launch(
             device=device, attention_unit=method.supernet.attention_unit, scratch=prepared.path
         )
         check_same_model(decoder.fingerprint, processes)
+        run_dir = RunDirectory(prepared.path)
+        processes.alone(lambda: run_dir.check_input("weights", decoder.fingerprint))
         session = Session(
             decoder,
             prepared.splits,
-            run_dir=RunDirectory(prepared.path),
+            run_dir=run_dir,
             callbacks=callbacks if processes.first else Callback(),
             evaluator=evaluator,
             sparsity=sparsity,
@@ -162,7 +164,8 @@ def prepare(
         machines: the processes of the run.
 
     Raises:
-        TyrError: the text is too small or changed, or the directory holds another run.
+        TyrError: the text is too small or changed, the precision changed with the device, or the
+            directory holds another run.
     """
     config, path = job.config, job.path
     splits = data.load(source.tokenizer())
@@ -173,7 +176,8 @@ def prepare(
     check_memory(plan.weights, held, source.memory, device, processes=machines.devices)
     run_dir = RunDirectory(path)
     resumed = run_dir.start(job.config_yaml, resume=config["resume"])
-    run_dir.check_inputs(splits.fingerprint)
+    run_dir.check_input("tokens", splits.fingerprint)
+    run_dir.check_input("compute_dtype", str(source.precisions(device)[1]).removeprefix("torch."))
     environment = describe_environment(device, config["seed"], processes=machines.size)
     write_json(path / "environment.json", environment)
     if not resumed:

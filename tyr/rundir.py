@@ -41,6 +41,16 @@ FREE_SETTINGS = (
     "model.memory_budget",
 )
 
+# What a run works on beside its configuration, and what is wrong when it has changed.
+INPUTS = {
+    "tokens": "the calibration, search or evaluation text is not the one {path} was begun with: "
+    "restore the file, or start a new run_dir",
+    "weights": "the weights of the model are not those {path} was begun with: restore the "
+    "checkpoint, or start a new run_dir",
+    "compute_dtype": "{path} was begun computing in {was}, and this device computes in {now}: "
+    "continue it on a device like the first, or start a new run_dir",
+}
+
 
 class RunDirectory:
     """Paths and small state files of one run.
@@ -87,20 +97,22 @@ class RunDirectory:
         write_text(written, config_yaml, sync=True)
         return False
 
-    def check_inputs(self, fingerprint: str) -> None:
-        """Record the fingerprint of the text, or compare it with the recorded one.
+    def check_input(self, name: str, value: str) -> None:
+        """Record what the run works on, or compare it with what was recorded.
+
+        Args:
+            name: of `INPUTS`.
+            value: its fingerprint, or its name.
 
         Raises:
-            ResumeError: the text changed since the run began.
+            ResumeError: it changed since the run began.
         """
-        recorded = self._read("inputs.json", lambda content: str(content["tokens"]))
-        if recorded is None:
-            write_json(self.path / "inputs.json", {"tokens": fingerprint}, sync=True)
-        elif recorded != fingerprint:
-            raise ResumeError(
-                f"the calibration, search or evaluation text is not the one {self.path} was begun "
-                f"with: restore the file, or start a new run_dir"
-            )
+        recorded = self._read("inputs.json", dict) or {}
+        if name not in recorded:
+            write_json(self.path / "inputs.json", {**recorded, name: value}, sync=True)
+        elif recorded[name] != value:
+            facts = {"path": self.path, "was": recorded[name], "now": value}
+            raise ResumeError(INPUTS[name].format(**facts))
 
     def evaluations(self) -> dict[str, EvaluationRow]:
         """Rows measured so far."""
