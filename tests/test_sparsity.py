@@ -344,7 +344,7 @@ def test_widths_that_share_no_sparsity_with_the_heads_are_said_to() -> None:
 
 
 def test_an_interval_finer_than_half_an_alignment_is_refused_with_one_that_works() -> None:
-    with pytest.raises(ConfigError, match="finer than 32 ffn units.*172.*use at least 0.09302"):
+    with pytest.raises(ConfigError, match="finer than 32 ffn units.*172.*use at least 0.0931"):
         level_steps(0.09, 0, UnitCounts((32,), (172,)), PORTABLE)
     assert level_steps(0.0931, 0, UnitCounts((32,), (172,)), PORTABLE)["ffn"] == 32
 

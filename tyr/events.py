@@ -117,8 +117,9 @@ class GenerationFinished:
         evaluated_tokens: candidates times tokens of every evaluation made, start included.
         sublayer_evaluations: distinct trie nodes that were computed, all stages together.
         dense_sublayer_evaluations: the same count for one-by-one evaluation.
-        best_loss: loss of the new parent on the last stage's tokens.
-        parent_loss: loss of the old parent on the same tokens.
+        best_loss: loss of the new parent on the last stage's tokens, or on those of them that a
+            race took to be decided.
+        parent_loss: loss of the old parent on the same tokens; if it was raced out, as in `stages`.
         stages: losses on a stage's tokens; of candidates that left one early, the difference to the
             leader on the tokens they saw, added to the leader's loss.
         allocation: removed units of the new parent.

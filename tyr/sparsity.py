@@ -8,6 +8,7 @@ tensors, models or files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -258,10 +259,11 @@ def level_steps(
         width, granule = min(units.of(kind)), layout.granule(kind)
         first = exact_fraction(interval) * width
         if first < Fraction(granule, 2):
+            least = math.ceil(Fraction(granule * 10**4, 2 * width)) / 10**4
             one = f"one {kind} unit" if granule == 1 else f"{granule} {kind} units"
             raise ConfigError(
                 f"the level grid is finer than {one}: supernet.interval={interval} of "
-                f"{width} units is {float(first):.3g}; use at least {0.5 * granule / width:.4g}"
+                f"{width} units is {float(first):.3g}; use at least {least:g}"
             )
         steps[kind] = max(1, int(first / 2**iteration / granule)) * granule
     return steps

@@ -185,6 +185,42 @@ def test_earlier_pieces_are_cut_as_in_their_own_stage() -> None:
     assert len(text.calls[8:]) == 4
 
 
+def test_copies_survive_together_as_without_racing() -> None:
+    table = noisy(4, 8, gap=5.0, seed=8).double()
+    text, other = Text(from_table(table)), Text(from_table(table))
+    numbers = [0, 2, 1, 1, 3, 1, 0]
+    entered = [(i, 0) for i in numbers]
+    for survivors in range(1, 8):
+        raced = SequentialRacing().select(
+            text.evaluate, entered, text.pieces(8), survivors=survivors
+        )
+        plain = NoRacing().select(other.evaluate, entered, text.pieces(8), survivors=survivors)
+        assert raced.survivors == plain.survivors
+        assert raced.raced_out <= 7 - survivors
+    assert all(len(set(asked)) == len(asked) for asked, _ in text.calls)
+
+
+def test_copies_of_a_rival_are_no_further_evidence() -> None:
+    """Equal losses of copies look like variances that are known exactly."""
+    lost, runs = 0, 300
+    for seed in range(runs):
+        text = Text(from_table(noisy(2, 8, gap=0.0, seed=seed)))
+        entered = [(i, 0) for i in (0, *(1,) * 15)]
+        selection = SequentialRacing(0.01).select(
+            text.evaluate, entered, text.pieces(8), survivors=1
+        )
+        lost += selection.raced_out == 1  # the one that has no copies, and is as good
+    assert lost / runs <= 0.01 + 3 * (0.01 * 0.99 / runs) ** 0.5
+
+
+def test_one_alone_is_measured_to_the_end_of_the_stage() -> None:
+    text = Text(from_table(noisy(1, 8, gap=0.0, seed=9).double()))
+    selection = SequentialRacing().select(text.evaluate, [(0, 0)] * 2, text.pieces(8), survivors=1)
+    assert len(selection.sample_key) == 2 * 8
+    assert selection.losses[0] == selection.losses[1]
+    assert text.tokens == 80
+
+
 def test_the_parent_wins_a_tie_in_a_race() -> None:
     selection, _ = race(torch.ones(5, 8), 1)
     assert selection.survivors == [0]
@@ -206,6 +242,9 @@ def test_a_stage_of_one_sequence_is_raced_on_the_starts_of_four() -> None:
     assert racing.extent(16384, 4096, 64).taken == 4096
     assert racing.extent(128, 128, 64).taken == 64, "not shorter than says something"
     assert racing.extent(256, 256, 2).taken == 128, "of a text that has only two"
+    for tokens in (63, 100, 127, 190, 255):
+        extent = racing.extent(tokens, 2048, 64)
+        assert tokens - tokens // extent.taken * extent.taken < 4, "next to none are dropped"
     assert NoRacing().extent(2048, 4096, 64).taken == 2048
 
 

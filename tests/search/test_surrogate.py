@@ -63,10 +63,11 @@ def test_the_most_promising_offspring_are_evaluated() -> None:
     assert proposal.screened == 8 * 32 - 8
 
 
-def test_a_share_is_random() -> None:
+@pytest.mark.parametrize("optimal_share", [0.0, 0.25, 0.5])
+def test_a_share_of_all_that_are_evaluated_is_random(optimal_share: float) -> None:
     chosen = []
     for seed in (1, 2):
-        surrogate = LinearSurrogate(random_share=0.5, optimal_share=0.0)
+        surrogate = LinearSurrogate(random_share=0.5, optimal_share=optimal_share)
         rng = derive_generator(seed)
         chosen.append(surrogate.propose(demand(evaluated(200)), drawing(0), rng=rng).candidates)
     first, second = chosen
@@ -103,6 +104,14 @@ def test_what_was_evaluated_before_comes_last() -> None:
     seen = {one.levels for one in evaluations}
     proposal = LinearSurrogate().propose(demand(evaluations), drawing(0), rng=derive_generator(1))
     assert not seen & set(proposal.candidates)
+
+
+def test_a_pool_of_nothing_but_optima_leaves_nothing_to_choose() -> None:
+    surrogate = LinearSurrogate(drawn=1, evaluated=1.0, random_share=0.0, optimal_share=1.0)
+    wanted = demand(evaluated(200), offspring=1, least=1)
+    [optimum] = surrogate.propose(wanted, drawing(0), rng=derive_generator(1)).candidates
+    proposal = surrogate.propose(wanted, lambda: optimum, rng=derive_generator(1))
+    assert proposal.candidates == [optimum]
 
 
 def test_a_stage_is_never_left_short_of_its_survivors() -> None:

@@ -4,14 +4,18 @@ A stage's tokens are dealt into chunks. After each chunk, every candidate behind
 far is compared with the last of them on the chunks that both have seen: a one-sided paired test
 (tyr/search/paired.py) whose level is divided by the number of looks and of possible rivals. So the
 candidate that is truly best leaves a stage by mistake with at most the configured probability,
-whichever rival it is compared with and whenever. Chunks that chose the candidates (nested samples)
-count in their losses, not in the tests.
+whichever rival it is compared with and whenever. Chunks that chose the candidates earlier in the
+generation (nested samples) count in their losses, not in the tests. Those of earlier generations do
+testify, also where a stage takes the same text each time: the parent was chosen on them and looks
+better than it is, so that more of its equals are lost than configured (experiments/LOG.md).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -135,8 +139,8 @@ class SequentialRacing:
 
     def extent(self, num_tokens: int, length: int, num_sequences: int) -> Extent:
         """Starts of more sequences where a stage has fewer than four whole ones to race on."""
-        wanted = min(self.chunks, _LEAST_SEQUENCES, num_sequences)
-        return Extent(num_tokens, min(length, max(num_tokens // wanted, _SHORTEST)))
+        wanted = min(self.chunks, _LEAST_SEQUENCES, num_sequences, num_tokens // _SHORTEST)
+        return Extent(num_tokens, min(length, num_tokens // max(1, wanted)))
 
     def select(
         self,
@@ -151,13 +155,16 @@ class SequentialRacing:
         # Earlier pieces are cut as they were in their own stage, so that an archive knows them.
         chunks = [chunk for piece in pieces for chunk in piece.split(self.chunks)]
         own = len(pieces[-1].split(self.chunks))
-        race = _Race(len(candidates), survivors, self._level(len(candidates), own))
+        # Copies of one candidate are one entrant: their equal losses would look like knowledge.
+        distinct = list(dict.fromkeys(candidates))
+        entrants = [distinct.index(levels) for levels in candidates]
+        race = _Race(entrants, survivors, self._level(len(distinct), own))
         for number, chunk in enumerate(chunks):
-            if len(race.running) <= survivors and number:
+            if race.decided and number and len(distinct) > 1:  # one alone is measured to the end
                 break
-            entrants = [candidates[i] for i in race.running]
+            running = [distinct[i] for i in race.running]
             fresh = number >= len(chunks) - own
-            race.see(evaluate(entrants, chunk), chunk.num_tokens, tested=fresh)
+            race.see(evaluate(running, chunk), chunk.num_tokens, tested=fresh)
             if number < len(chunks) - 1:
                 race.drop_the_hopeless()
         return race.result(chunks)
@@ -171,13 +178,15 @@ class _Race:
     """Losses of one stage as they come in.
 
     Args:
-        candidates: how many entered.
-        survivors: how many go on.
+        entrants: per candidate, the distinct one that it is, numbered in order of appearance.
+        survivors: how many candidates go on, copies counted.
         level: significance of one test.
     """
 
-    def __init__(self, candidates: int, survivors: int, level: float) -> None:
-        self.running = list(range(candidates))
+    def __init__(self, entrants: Sequence[int], survivors: int, level: float) -> None:
+        self._entrants = entrants
+        self._copies = Counter(entrants)
+        self.running = list(self._copies)
         self._survivors = survivors
         self._level = level
         self._losses: list[dict[int, float]] = []  # per chunk, candidate to loss
@@ -190,13 +199,22 @@ class _Race:
         self._tokens.append(num_tokens)
         self._tested.append(tested)
 
+    @property
+    def decided(self) -> bool:
+        """Whether all that still run go on."""
+        return sum(self._copies[i] for i in self.running) <= self._survivors
+
     def drop_the_hopeless(self) -> None:
         """Take candidates out whose difference to the last survivor so far is significant."""
         chosen = [c for c, tested in enumerate(self._tested) if tested]
-        if len(chosen) < 2 or len(self.running) <= self._survivors:
+        if len(chosen) < 2 or self.decided:
             return
         order = self._ranked(chosen)
-        rival, behind = order[self._survivors - 1], order[self._survivors :]
+        places = list(accumulate(self._copies[i] for i in order))
+        last = next(i for i, taken in enumerate(places) if taken >= self._survivors)
+        rival, behind = order[last], order[last + 1 :]
+        if not behind:  # only copies of the last survivor are too many
+            return
         differences = torch.tensor(
             [[self._losses[c][i] - self._losses[c][rival] for i in behind] for c in chosen],
             dtype=torch.float64,
@@ -208,16 +226,17 @@ class _Race:
     def result(self, chunks: Sequence[Sample]) -> Selection:
         """Rank those still running by all chunks they saw."""
         seen = list(range(len(self._losses)))
-        order = self._ranked(seen)[: self._survivors]
-        leader = order[0]
-        best = self._mean(leader, seen)
-        losses = [best + self._behind(i, leader) for i in range(len(self._losses[0]))]
+        means = {i: self._mean(i, seen) for i in self.running}
+        leader = self._ranked(seen)[0]
+        losses = [means[leader] + self._behind(i, leader) for i in self._entrants]
+        finished = [place for place, i in enumerate(self._entrants) if i in means]
+        finished.sort(key=lambda place: means[self._entrants[place]])  # stable: ties to the earlier
         return Selection(
             losses,
-            order,
+            finished[: self._survivors],
             sample_key(chunks[: len(seen)]),
             _tokens(chunks),
-            raced_out=len(losses) - len(self.running),
+            raced_out=len(losses) - len(finished),
         )
 
     def _behind(self, candidate: int, leader: int) -> float:

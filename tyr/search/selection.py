@@ -48,11 +48,14 @@ class Sample:
     def split(self, most: int) -> list[Sample]:
         """The same positions in at most `most` parts of whole sequences, sizes as equal as can be.
 
+        Dealt one by one: neighbours in the text may belong to one document, and a part should be a
+        sample of the whole.
+
         Args:
             most: at least 1.
         """
-        parts = torch.tensor_split(self.rows, min(most, len(self.rows)))
-        return [Sample(rows, self.length) for rows in parts]
+        parts = min(most, len(self.rows))
+        return [Sample(self.rows[first::parts], self.length) for first in range(parts)]
 
 
 def sample_key(samples: Sequence[Sample]) -> tuple[int, ...]:

@@ -142,7 +142,9 @@ class LinearSurrogate:
         optima = [levels for levels in model_optima(model, demand) if levels not in seen]
         optima = optima[: round(self.optimal_share * number)]
         pool = list(dict.fromkeys(levels for levels in drawn if levels not in optima))
-        chosen = [*optima, *self._choose(pool, model, seen, number - len(optima), rng)]
+        places = number - len(optima)
+        best = max(0, places - round(self.random_share * number))
+        chosen = [*optima, *self._choose(pool, model, seen, best, places, rng)]
         foretold = tuple(model.predict(chosen))
         return Proposal(chosen, len(drawn) + len(optima) - len(chosen), foretold)
 
@@ -151,18 +153,20 @@ class LinearSurrogate:
         pool: Sequence[Levels],
         model: Increments,
         seen: set[Levels],
-        number: int,
+        best: int,
+        places: int,
         rng: torch.Generator,
     ) -> list[Levels]:
-        """Unseen before seen, the most promising first, then random ones."""
+        """Unseen before seen, the `best` most promising first, then random ones."""
+        if not pool:
+            return []
         order = best_indices(model.predict(pool), len(pool))
         order.sort(key=lambda index: pool[index] in seen)  # stable: seen ones go behind
-        best = order[: number - round(self.random_share * number)]
-        rest = order[len(best) :]
+        promising, rest = order[:best], order[best:]
         fresh = [i for i in rest if pool[i] not in seen]
-        rest = fresh if len(fresh) >= number - len(best) else rest
+        rest = fresh if len(fresh) >= places - best else rest
         dealt = torch.randperm(len(rest), generator=rng).tolist()
-        return [pool[i] for i in [*best, *(rest[i] for i in dealt[: number - len(best)])]]
+        return [pool[i] for i in [*promising, *(rest[i] for i in dealt[: places - best])]]
 
 
 def model_optima(model: Increments, demand: Demand) -> list[Levels]:
