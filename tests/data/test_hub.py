@@ -158,3 +158,15 @@ def test_building_a_source_reads_nothing() -> None:
     data = HubData("someone/something", **SIZES)
     assert data.name == "something"
     assert data.sizes.windows("calibration") == 20
+
+
+@pytest.mark.parametrize("other", ["data/", "./data", "{tmp_path}/data"])
+def test_a_local_dataset_is_the_same_however_its_path_is_spelt(
+    other: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    elsewhere = HubText(other.format(tmp_path=tmp_path))
+    assert HubText("data").shares_rows_with(elsewhere)
+    assert HubText("data", subset="a").shares_rows_with(elsewhere), "None is any subset"
+    assert not HubText("data", subset="a").shares_rows_with(HubText("data", subset="b"))

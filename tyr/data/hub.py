@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -53,8 +54,15 @@ class HubText:
     def shares_rows_with(self, other: HubText) -> bool:
         """Whether a row of this may be a row of `other`."""
         mine, theirs = set(self.split.split("+")), set(other.split.split("+"))
-        same_place = (self.dataset, self.subset) == (other.dataset, other.subset)
+        subsets = {self.subset, other.subset}
+        same_place = self._place == other._place and (len(subsets) == 1 or None in subsets)
         return same_place and bool(mine & theirs or "all" in mine | theirs)
+
+    @property
+    def _place(self) -> str:
+        """The dataset, however the path to a local one is spelt."""
+        path = Path(self.dataset)
+        return str(path.resolve()) if path.exists() else self.dataset
 
     def documents(self) -> Iterator[str]:
         """Every document, streamed.
