@@ -34,11 +34,17 @@ def pruned_model(decoder: Decoder, read: ReadStructure) -> PreTrainedModel:
         sizes.add(sublayer.id.block, part)
     config: Any = pruned_config(decoder, sizes)
     config._attn_implementation = decoder.config._attn_implementation
-    with torch.random.fork_rng(devices=[]):  # its weights are drawn first and then replaced
+    with torch.device("meta"):  # it would be drawn first, dense and in float32
         model: Any = getattr(modeling_tyr, config.architectures[0])(config)
     model.load_state_dict(state, assign=True, strict=not config.tie_word_embeddings)
     model.tie_weights()
-    model = model.to(device=decoder.device, dtype=decoder.dtype)
+    backbone = decoder.architecture.backbone(model)
+    backbone.rotary_emb = type(backbone.rotary_emb)(config=config)  # computed, not stored
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:  # stands for a weight without inputs
+                module.register_buffer(name, torch.empty_like(buffer, device="cpu"), False)
+    model = model.to(decoder.device)
     pruned: PreTrainedModel = model.eval().requires_grad_(False)
     return pruned
 
