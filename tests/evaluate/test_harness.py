@@ -208,7 +208,7 @@ def test_hellaswag_is_cleaned_as_lm_eval_cleans_it(
         (
             "boolq",
             {"query": "Passage: P\nQuestion: is it?"},
-            "Passage: P\nQuestion: is it?\nAnswer:",
+            "P\nQuestion: is it?\nAnswer:",
         ),
         ("openbookqa", {"query": "The sky is"}, "The sky is"),
     ],

@@ -48,6 +48,8 @@ def _question(prompt: str, *, normalised: bool = True) -> Layout:
 
 
 _ANSWER = "{{query | trim}}\nAnswer:"
+# Files of BoolQ name the passage, lm-eval does not.
+_BOOLQ = "{{query | trim | regex_replace('^Passage: ', '')}}\nAnswer:"
 # What lm-eval does to HellaSwag's texts, whose brackets are left over from WikiHow.
 _CLEAN = r"trim | replace(' [title]', '. ') | regex_replace('\\[.*?\\]', '') | replace('  ', ' ')"
 _CLEAN_EACH = (
@@ -58,7 +60,7 @@ _CLEAN_EACH = (
 LAYOUTS: Mapping[str, Layout] = {
     "arc_easy": _question(_ANSWER),
     "arc_challenge": _question(_ANSWER),
-    "boolq": _question(_ANSWER, normalised=False),
+    "boolq": _question(_BOOLQ, normalised=False),
     "openbookqa": _question("{{query}}"),
     "piqa": _question(_ANSWER),
     "winogrande": Layout(
