@@ -55,6 +55,13 @@ class Exporter(Protocol):
     ) -> ExportedModel | None:
         """The record of what was written, or None when nothing is."""
 
+    def finished(self, directory: Path) -> bool:
+        """Whether an earlier process wrote the model; completes what can be made of what it left.
+
+        Raises:
+            TyrError: something is missing that cannot be made.
+        """
+
 
 @dataclass(frozen=True)
 class Method:
@@ -242,8 +249,8 @@ class Pipeline:
             "data": provenance.config.get("data"),
             "commit": provenance.environment.get("commit"),
         }
-        if session.run_dir.model.exists():
-            return  # a finished export has its final name only when it is complete
+        if self.method.exporter.finished(session.run_dir.model):
+            return
         exported = self.method.exporter.export(session.decoder, final, session.run_dir.model, card)
         if exported is not None and exported.removed != allocation:
             raise RuntimeError(

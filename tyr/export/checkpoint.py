@@ -104,6 +104,10 @@ class HuggingFaceExport:
             configure=self._configure,
         )
 
+    def finished(self, directory: Path) -> bool:
+        """Whether it is there: a directory has its final name only when it is complete."""
+        return directory.exists()
+
 
 class NoExport:
     """Writes no model; `export=none`."""
@@ -121,6 +125,10 @@ class NoExport:
         provenance: Mapping[str, object],
     ) -> None:
         """Do nothing."""
+
+    def finished(self, directory: Path) -> bool:
+        """There is nothing to do."""
+        return True
 
 
 def export_checkpoint(

@@ -192,6 +192,30 @@ def test_an_interrupted_export_is_done_again_whole(
     assert fields(tmp_path / "model.gguf")["general.architecture"] == "deci"
 
 
+def test_a_resumed_export_makes_the_file_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = small_decoder("llama")
+    structures = structures_from(decoder, keep_uneven)
+    exporter, directory = GgufExport(), tmp_path / "model"
+    assert not exporter.finished(directory)
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tyr.export.gguf.writer.encode", full)
+        with pytest.raises(StoreError, match="model is complete; only model.gguf is missing"):
+            exporter.export(decoder, structures.__getitem__, directory, {})
+        with pytest.raises(StoreError, match="only model.gguf is missing"):
+            exporter.finished(directory)
+    assert exporter.finished(directory)
+    (tmp_path / "whole").mkdir()
+    exporter.export(decoder, structures.__getitem__, tmp_path / "whole" / "model", {})
+    whole = (tmp_path / "whole" / "model.gguf").read_bytes()
+    assert (tmp_path / "model.gguf").read_bytes() == whole
+
+
 def test_a_directory_that_holds_something_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("keep me")
 

@@ -134,16 +134,38 @@ class GgufExport:
             shutil.rmtree(staging, ignore_errors=True)
         return dataclasses.replace(exported, directory=directory)
 
+    def finished(self, directory: Path) -> bool:
+        """Whether both are there; the file is made of the directory if only it is missing.
+
+        Raises:
+            TyrError: see `convert`.
+        """
+        if directory.exists() and not _file_of(directory).is_file():
+            self._write_file(directory, of=directory)
+        return directory.exists()
+
     def _convert(self, staging: Path, directory: Path) -> None:
-        out = directory.with_name(f"{directory.name}.gguf")
         try:
-            convert(staging, out, dtype=self._dtype, arch=self._arch, replace=True)
-        except TyrError as error:
+            self._write_file(staging, of=directory)
+        except TyrError:
             _rename(staging, directory)
+            raise
+
+    def _write_file(self, source: Path, *, of: Path) -> None:
+        """Convert what is in `source` to the file beside `of`, the directory's final name."""
+        out = _file_of(of)
+        try:
+            convert(source, out, dtype=self._dtype, arch=self._arch, replace=True)
+        except TyrError as error:
             raise type(error)(
-                f"{error}. The Hugging Face export {directory} is complete; only {out.name} is "
-                f"missing (python -m tyr.export_gguf {directory} {out})"
+                f"{error}. The Hugging Face export {of} is complete; only {out.name} is missing "
+                f"(python -m tyr.export_gguf {of} {out})"
             ) from error
+
+
+def _file_of(directory: Path) -> Path:
+    """The GGUF file beside an exported directory."""
+    return directory.with_name(f"{directory.name}.gguf")
 
 
 def _rename(staging: Path, directory: Path) -> None:
