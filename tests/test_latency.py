@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.cli import run_cli
 from tests.model_zoo import PATTERNS, structures_from, zoo_decoder
@@ -130,3 +131,20 @@ def test_a_run_with_evaluator_latency_keeps_the_contract_and_adds_speed(
     outcome = run_cli(capsys, "evaluator=latency", "evaluator.inputs=[4000]", *words)
     assert outcome.status == 2
     assert "exceed the context of random, 2048" in outcome.err
+
+
+def test_weights_beside_those_that_the_index_names_are_not_counted(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(4)}, tmp_path / "model-00001-of-00001.safetensors")
+    save_file({"a": torch.zeros(4)}, tmp_path / "consolidated.safetensors")
+    assert len(list(stored_shapes(tmp_path))) == 2
+    index = {"weight_map": {"a": "model-00001-of-00001.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert list(stored_shapes(tmp_path)) == [("a", (4,), 16)]
+
+
+def test_llama_cpp_is_refused_more_than_one_sequence_before_it_measures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(tmp_path / "dense.gguf"), str(tmp_path / "pruned.gguf"), "--batch", "1", "2"]
+    assert latency.main(words) == 2
+    assert "one sequence only: leave --batch out" in capsys.readouterr().err

@@ -37,12 +37,13 @@ def main(words: Sequence[str] | None = None) -> int:
     plain_libraries()
     try:
         rows = run(given)
+        sys.stdout.write("\n".join(summary(rows)) + "\n")  # before what may fail
+        sys.stdout.flush()
         if given.out is not None:
             write(rows, given.out)
     except TyrError as error:
         sys.stderr.write(f"tyr: {' '.join(str(error).split())}\n")
         return 2
-    sys.stdout.write("\n".join(summary(rows)) + "\n")
     return 0
 
 
@@ -97,6 +98,8 @@ def _engines(
             f"nothing: give two directories, or two .gguf files (python -m tyr.export_gguf)"
         )
     if files:
+        if any(workload.batch != 1 for workload in wanted):
+            raise ConfigError("llama.cpp is measured with one sequence only: leave --batch out")
         return [{n: LlamaCppEngine(p, threads=given.threads) for n, p in paths.items()}]
     import torch
 

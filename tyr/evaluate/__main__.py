@@ -86,11 +86,11 @@ def evaluate(given: argparse.Namespace) -> None:
         model, tokenizer = load(path, device)
         scores[name] = harness.scores(model, tokenizer, progress=errors.is_terminal)
         del model  # the next one needs its memory
-    if given.output:
-        write_json(given.output, _record(given, scores))
     console = Console(highlight=False)
     console.print(score_table(scores))
     console.print(CAPTION, style="dim")
+    if given.output:
+        write_json(given.output, _record(given, scores))
 
 
 def check_model(path: str, device: torch.device) -> None:

@@ -108,10 +108,32 @@ def stored_shapes(directory: Path) -> Iterator[tuple[str, tuple[int, ...], int]]
     Raises:
         ModelError: a file is damaged.
     """
-    for file in sorted(directory.glob("*.safetensors")):
+    for file in weight_files(directory):
         for name, entry in _header(file).items():
             start, end = entry["data_offsets"]
             yield name, tuple(entry["shape"]), end - start
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """Files that the index names, or without one all safetensors files; none if there are none.
+
+    Raises:
+        ModelError: the index is damaged, or a file that it names is missing.
+    """
+    index = directory / INDEX
+    if not index.is_file():
+        return sorted(directory.glob("*.safetensors"))
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{index} is damaged: {error}") from error
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise ModelError(
+            f"{directory} lacks {len(missing)} of its {len(names)} weight files, e.g. "
+            f"{missing[0]}: the export or download did not finish"
+        )
+    return [directory / name for name in names]
 
 
 def _header(file: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 
 import tyr.export
 from tyr.errors import ModelError
-from tyr.export.shards import INDEX
+from tyr.export.shards import weight_files
 from tyr.model.architecture import ARCHITECTURES, architecture_of
 from tyr.model.directory import check_model_directory
 
@@ -123,7 +123,11 @@ def _family(config: PretrainedConfig, path: Path) -> str:
 
 def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
     """Names and shapes from the file headers."""
-    files = _weight_files(path)
+    files = weight_files(path)
+    if not files:
+        raise ModelError(
+            f"{path} holds no safetensors weights: expected model.safetensors or shards"
+        )
     tensors = {}
     for file in files:
         try:
@@ -137,28 +141,6 @@ def _stored_tensors(path: Path) -> dict[str, StoredTensor]:
                 f"cannot read {file}: {error}; the file is damaged or half written"
             ) from error
     return tensors
-
-
-def _weight_files(path: Path) -> list[Path]:
-    index = path / INDEX
-    if not index.is_file():
-        files = sorted(path.glob("*.safetensors"))
-        if not files:
-            raise ModelError(
-                f"{path} holds no safetensors weights: expected model.safetensors or shards"
-            )
-        return files
-    try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{index} is damaged: {error}") from error
-    missing = [name for name in names if not (path / name).is_file()]
-    if missing:
-        raise ModelError(
-            f"{path} lacks {len(missing)} of its {len(names)} weight files, e.g. {missing[0]}: "
-            f"the export or download did not finish"
-        )
-    return [path / name for name in names]
 
 
 def _end_tokens(
