@@ -154,7 +154,12 @@ def test_peak_memory_is_that_of_the_tensors_alive_at_once() -> None:
 
 
 @pytest.mark.slow
-def test_a_compiled_model_is_traced_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes"), [("llama", {}), ("mistral_windowed", {"sliding_window": 20})]
+)
+def test_a_compiled_model_is_traced_once_per_shape(
+    name: str, changes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a backend that generates no code: the real one takes minutes for the same graphs."""
     graphs: list[int] = []
     real = torch.compile
@@ -167,16 +172,22 @@ def test_a_compiled_model_is_traced_once_per_shape(monkeypatch: pytest.MonkeyPat
         return real(model, backend=backend, **options)
 
     monkeypatch.setattr(torch, "compile", counting)
-    decoder = zoo_decoder("llama")
+    decoder = zoo_decoder(name, **changes)
     model: Any = pruned_model(decoder, structures_of(decoder, "empty_sublayers").__getitem__)
     engine = TorchEngine(model, compiled=True)
-    engine.prepare(SHORT)
+    engine.prepare(Workload(6, 14, 2))
     engine.run()
     traced = len(graphs)
-    assert traced >= 2  # a prompt and a step
+    assert 2 <= traced <= 4  # a prompt and a step, not one for each position
     engine.run()
     engine.run()
     assert len(graphs) == traced
+
+
+def test_a_window_that_slides_is_not_compiled() -> None:
+    engine = TorchEngine(zoo_decoder("mistral_windowed").model, compiled=True)
+    with pytest.raises(ConfigError, match=r"cannot decode 20 positions with a sliding window of 5"):
+        engine.prepare(Workload(6, 14, 1))
 
 
 def test_greedy_tokens_are_those_of_generate() -> None:

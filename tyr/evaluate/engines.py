@@ -9,6 +9,7 @@ Letters: B sequences, T prompt tokens.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import time
 from collections.abc import Callable
@@ -129,7 +130,8 @@ class TorchEngine:
         if not self._compiled:
             return
         torch._dynamo.reset()  # each shape is a graph, and torch stops compiling after eight
-        self._cache = StaticCache(config=self._model.config, max_cache_len=workload.length)
+        config = _without_window(self._model.config, workload.length)
+        self._cache = StaticCache(config=config, max_cache_len=workload.length)
         # Layers differ in their heads, so the cache takes its shapes from a first, eager prompt.
         self._generate(self._model, self._cache)
         self._forward = torch.compile(self._model, dynamic=False)
@@ -177,6 +179,30 @@ class TorchEngine:
 
     def _wait(self) -> None:
         synchronize(self._model.device)
+
+
+def _without_window(config: Any, length: int) -> Any:
+    """The configuration of a static cache, which compiles once for all positions.
+
+    One of a sliding window counts positions in Python, so that each is a graph of its own and most
+    would run eagerly. A window that holds the whole workload never slides.
+
+    Raises:
+        ConfigError: the window is shorter than the workload.
+    """
+    window = getattr(config, "sliding_window", None)
+    if window is None:
+        return config
+    if window < length:
+        raise ConfigError(
+            f"engine compile cannot decode {length} positions with a sliding window of {window}: "
+            f"measure at most {window}, or with engine eager"
+        )
+    plain = copy.deepcopy(config)
+    plain.sliding_window = None
+    if getattr(plain, "layer_types", None):
+        plain.layer_types = ["full_attention"] * len(plain.layer_types)
+    return plain
 
 
 def _next(forward: Callable[..., Any], tokens: Tensor, cache: Any) -> Tensor:
