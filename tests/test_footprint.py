@@ -78,12 +78,15 @@ def test_the_smallest_budget_passes_and_a_byte_less_does_not(
             check_memory(WEIGHTS, STAGES, small, CPU)
 
 
-def test_what_is_free_is_the_budget_unless_one_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_free_is_the_budget_unless_one_is_given(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(module, "free_bytes", lambda device, **_: 10)
-    with pytest.raises(ConfigError, match="the system has .* bytes on cpu, but this run needs"):
+    with pytest.raises(ConfigError, match=r"the system has .* bytes free on cpu, but"):
         check_memory(WEIGHTS, STAGES, memory("none"), CPU)
     generous = MemorySettings(memory_budget=10**12)
     check_memory(WEIGHTS, STAGES, generous, CPU)
+    assert "model.memory_budget is 1,000,000,000,000 bytes, of which" in caplog.text
     monkeypatch.setattr(module, "free_bytes", lambda device, **_: None)
     check_memory(WEIGHTS, STAGES, memory("none"), CPU)
 
@@ -156,7 +159,7 @@ def test_a_limit_of_each_process_is_not_shared_out(monkeypatch: pytest.MonkeyPat
         if fits:
             check_memory(WEIGHTS, SHARED, memory("none"), CPU, processes=2)
             continue
-        with pytest.raises(ConfigError, match="the system has 1,009 bytes"):
+        with pytest.raises(ConfigError, match="the system has 1,009 bytes free"):
             check_memory(WEIGHTS, SHARED, memory("none"), CPU, processes=2)
 
 
@@ -169,7 +172,7 @@ def test_host_memory_beside_accelerators_is_refused_for_all_processes(
     with pytest.raises(ConfigError, match="beside cuda for its 2 processes together and 1,000"):
         check_memory(WEIGHTS, SHARED, memory("cpu"), GPU, processes=2)
     monkeypatch.setattr(module, "free_bytes", lambda device, **_: 10)
-    with pytest.raises(ConfigError, match="works, for each of its 2 processes"):
+    with pytest.raises(ConfigError, match=r"needs [\d,]+, for each of its 2 processes"):
         check_memory(WEIGHTS, SHARED, memory("none"), GPU, processes=2)
 
 

@@ -10,6 +10,7 @@ Letters: C hidden width, d input width of an output projection.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +20,8 @@ from tyr.devices import free_bytes
 from tyr.errors import ConfigError
 from tyr.memory import available_bytes, rss_bytes
 from tyr.model.placement import MemorySettings
+
+logger = logging.getLogger(__name__)
 
 RESIDENT_BLOCKS = 2  # the one at work and the one that is read ahead
 LIBRARIES = 150e6  # bytes that imports still to come and the allocator take, measured
@@ -173,11 +176,24 @@ def check_memory(
     needed = footprint(weights, stages, memory, device, processes=processes)
     given = _given(memory, device, processes)
     if given is not None and smallest_budget(needed, device, processes=processes) > given:
-        whose = "the system has" if memory.memory_budget is None else "model.memory_budget is"
+        least, rest = asked.least(memory), asked.shares(memory) + asked.alternatives(memory)
+        if memory.memory_budget is None:
+            raise ConfigError(
+                f"the system has {given:,.0f} bytes free on {device}, but this run needs "
+                f"{least:,}{rest}"
+            )
         raise ConfigError(
-            f"{whose} {given:,.0f} bytes on {device}, but this run needs {asked.least(memory):,}: "
-            f"the smallest model.memory_budget that works{asked.shares(memory)}"
-            f"{asked.alternatives(memory)}"
+            f"model.memory_budget is {given:,.0f} bytes on {device}, but this run needs {least:,}: "
+            f"the smallest model.memory_budget that works{rest}"
+        )
+    free = _given(replace(memory, memory_budget=None), device, processes)
+    if given is not None and free is not None and given > free:
+        logger.warning(
+            "model.memory_budget is %s bytes, of which %s are free on %s: the system may end this "
+            "run for want of memory",
+            f"{given:,.0f}",
+            f"{free:,.0f}",
+            device,
         )
     if processes > 1 and device.type == "cpu":
         check_memory(weights, stages, memory, device)  # the first takes most, and may have a limit
