@@ -217,6 +217,17 @@ def test_a_run_killed_at_any_report_ends_the_same(
         assert tensors_sha(path) == tensors_sha(tmp_path / "whole")
 
 
+def test_results_that_were_lost_after_the_end_are_made_again(run: Runner, tmp_path: Path) -> None:
+    path, method = tmp_path / "run", make_method()
+    whole = run(path, method)
+    rows = (path / "evaluation.json").read_bytes()
+    exported = tensors_sha(path)
+    (path / "evaluation.json").write_bytes(b"")
+    assert run(path, method, resume=True) == whole
+    assert (path / "evaluation.json").read_bytes() == rows
+    assert tensors_sha(path) == exported
+
+
 def test_a_damaged_file_is_rebuilt_and_the_rest_kept(run: Runner, tmp_path: Path) -> None:
     method = make_method()
     whole = run(tmp_path / "whole", method)

@@ -110,6 +110,17 @@ def test_another_text_is_refused(run: RunDirectory) -> None:
         run.check_input("tokens", "abd")
 
 
+def test_a_directory_serves_one_process_at_a_time(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with run.locked():
+        with pytest.raises(ResumeError, match=r"another process works on .*run"), run.locked():
+            pytest.fail("a lock was given twice")
+        with RunDirectory(tmp_path / "other").locked():
+            pass
+    with run.locked():
+        assert list(run.path.iterdir()) == []
+
+
 def test_every_input_is_recorded_beside_the_others(run: RunDirectory) -> None:
     for name in INPUTS:
         run.check_input(name, "abc")

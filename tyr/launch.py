@@ -13,6 +13,7 @@ import platform
 import subprocess
 import warnings
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -102,10 +103,13 @@ def launch(
     check_shares(data.sizes, trainer)
     machines = trainer.machines()
     line = job_line(job.config_yaml, job.path, job.command)
-    with connect(trainer, line) as (device, processes):
-        prepared = processes.broadcast(
-            lambda: prepare(method, source, data, job, device=device, machines=machines)
-        )
+    with connect(trainer, line) as (device, processes), ExitStack() as held:
+
+        def alone_in_the_directory() -> Prepared:
+            held.enter_context(RunDirectory(job.path).locked())
+            return prepare(method, source, data, job, device=device, machines=machines)
+
+        prepared = processes.broadcast(alone_in_the_directory)
         decoder = source.load(
             device=device, attention_unit=method.supernet.attention_unit, scratch=prepared.path
         )

@@ -117,7 +117,7 @@ class Pipeline:
         """From the dense model to the exported one; a finished run is only reported again."""
         session, processes = self.session, self.session.processes
         session.report_start(provenance, self.method.iterations)
-        allocation = processes.broadcast(session.run_dir.finished_allocation)
+        allocation = processes.broadcast(self._finished)
         if allocation is None:
             with session.stage("dense", steps=1):
                 session.evaluate("dense", lambda: None)
@@ -133,6 +133,12 @@ class Pipeline:
             processes.alone(partial(session.run_dir.finish, allocation, keep=keep))
         processes.alone(partial(session.report_end, allocation))
         return allocation
+
+    def _finished(self) -> Allocation | None:
+        """The allocation of a run that has all its results, else None."""
+        run_dir = self.session.run_dir
+        measured = {"dense", "tyr"} <= run_dir.evaluations().keys()
+        return run_dir.finished_allocation() if measured else None
 
     def prune_and_search(self) -> tuple[Allocation, BuiltSupernet | None]:
         """The loop of Algorithm 4; what an interrupted run finished is not done again."""

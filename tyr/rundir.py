@@ -9,11 +9,14 @@ other is refused with the keys that differ. Which files callbacks write is their
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import math
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,7 +25,7 @@ import yaml
 
 from tyr.errors import ResumeError
 from tyr.events import EvaluationRow, TaskScore
-from tyr.files import write_json, write_text
+from tyr.files import write_json, write_text, writing
 from tyr.search.archive import Evaluation
 from tyr.search.evolution import SearchState
 from tyr.sparsity import Allocation, LevelGrid
@@ -159,6 +162,31 @@ class RunDirectory:
     def finished_allocation(self) -> Allocation | None:
         """The allocation of a finished run, else None."""
         return self._read("finished.json", Allocation.from_dict)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from working here; a lock ends with its process, however that ends.
+
+        Raises:
+            ResumeError: another process works here.
+        """
+        with writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(handle)
+            raise ResumeError(
+                f"another process works on {self.path}: wait until it ends, or choose another "
+                f"run_dir"
+            ) from None
+        except OSError:
+            logger.info("%s is on a file system without locks", self.path)
+        try:
+            yield
+        finally:
+            os.close(handle)
 
     def _read(self, name: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
         """A JSON file written here, or None when it is absent or damaged (said aloud)."""
