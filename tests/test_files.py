@@ -9,7 +9,7 @@ import pytest
 
 from tests.full_disk import largest_file
 from tyr.errors import StoreError
-from tyr.files import write_bytes, write_json, write_text
+from tyr.files import read_record, write_bytes, write_json, write_text
 
 
 def test_a_text_is_written_and_replaced(tmp_path: Path) -> None:
@@ -86,3 +86,17 @@ def test_a_full_disk_is_an_error_with_a_next_step_and_leaves_no_half_file(tmp_pa
         write_json(path, {"new": "x" * 200}, sync=True)
     assert json.loads(path.read_text()) == {"old": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("content", ["", "[1", "3", "[1, 2]"])
+def test_a_damaged_record_is_said_aloud_and_empty(
+    content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "record.json"
+    assert read_record(path) == {}
+    assert caplog.text == "", "none is no damage"
+    write_json(path, {"a": 1})
+    assert read_record(path) == {"a": 1}
+    path.write_text(content)
+    assert read_record(path) == {}
+    assert "record.json is damaged" in caplog.text

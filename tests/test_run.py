@@ -141,6 +141,20 @@ def test_a_run_does_not_go_on_with_other_weights(
         assert path.name == "environment.json" or path.read_bytes() == content, path
 
 
+def test_records_damaged_by_a_power_cut_do_not_stop_a_run(
+    local: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (*local, f"run_dir={tmp_path / 'run'}", "iterations=0", "finish=repruned")
+    assert run_cli(capsys, *words).status == 0
+    records = ["durations.json", "allocation.json", "plan.json", "finished.json"]
+    for name in records:
+        (tmp_path / "run" / name).write_bytes(b"")
+    outcome = run_cli(capsys, *words, "resume=true")
+    assert outcome.status == 0, outcome.err
+    for name in records:
+        assert f"{name} is damaged" in outcome.out + outcome.err
+
+
 def test_what_the_hub_prints_itself_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli(capsys, "sparsity=2").status == 2
     logging.getLogger("huggingface_hub").warning("retrying")

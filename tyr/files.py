@@ -7,13 +7,17 @@ for a power cut too; it costs milliseconds, so files that are rewritten after ev
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from tyr.errors import StoreError
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -58,6 +62,20 @@ def write_text(path: Path, text: str, *, sync: bool = False) -> None:
 def write_json(path: Path, content: object, *, sync: bool = False) -> None:
     """Replace `path` by JSON; infinities and NaN become null, as JSON has neither."""
     write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", sync=sync)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A JSON object that only a report or a display needs; empty when absent or damaged.
+
+    Damage is said aloud: a power cut may leave an empty file, which is no reason to stop a run.
+    """
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError):
+        logger.warning("%s is damaged: going on without what it recorded", path)
+        return {}
 
 
 def _finite(value: object) -> object:

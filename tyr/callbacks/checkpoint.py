@@ -6,11 +6,10 @@ resumes from is the pipeline's own.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from tyr.events import Callback, RunFinished, RunStarted, SearchFinished
-from tyr.files import write_json
+from tyr.files import read_record, write_json
 from tyr.sparsity import KINDS, Allocation, sparsity_of
 
 ALLOCATION_FILE = "allocation.json"
@@ -30,7 +29,7 @@ class Checkpoint(Callback):
     def on_run_start(self, event: RunStarted) -> None:
         self._start = event
         path = Path(event.run_dir) / ALLOCATION_FILE
-        known = json.loads(path.read_text("utf-8")) if event.resumed and path.exists() else {}
+        known = read_record(path) if event.resumed else {}
         self._origin = {key: known.get(key) for key in ("iteration", "loss")}
 
     def on_search_end(self, event: SearchFinished) -> None:

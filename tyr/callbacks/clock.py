@@ -6,13 +6,12 @@ replaced after every step, so a kill loses at most one step's time.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from tyr.events import StageFinished, StageStarted
-from tyr.files import write_json
+from tyr.files import read_record, write_json
 
 DURATIONS_FILE = "durations.json"
 
@@ -81,9 +80,7 @@ def recorded_seconds(run_dir: Path) -> dict[str, float]:
 
 
 def _read(path: Path) -> dict[str, float]:
-    if not path.exists():
-        return {}
-    return {key: float(spent) for key, spent in json.loads(path.read_text("utf-8")).items()}
+    return {key: float(spent) for key, spent in read_record(path).items()}
 
 
 def _key(event: StageStarted | StageFinished) -> str:

@@ -7,12 +7,12 @@ and put beside the measured seconds, for the terminal, report.html and summary.j
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from tyr.callbacks.results import format_megabytes, format_seconds
+from tyr.files import read_record
 
 PLAN_FILE = "plan.json"
 
@@ -32,10 +32,9 @@ class Planned:
 
 def read_plan(run_dir: Path) -> Planned | None:
     """The plan of a run; None for a run without one."""
-    path = run_dir / PLAN_FILE
-    if not path.is_file():
+    plan = read_record(run_dir / PLAN_FILE)
+    if not plan:
         return None
-    plan = json.loads(path.read_text(encoding="utf-8"))
     seconds = {stage["name"]: stage["seconds"] for stage in plan["stages"]}
     return Planned({**seconds, "total": plan["seconds"]}, plan["memory_bytes"])
 

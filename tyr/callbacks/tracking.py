@@ -22,7 +22,6 @@ wandb is imported here only, and only when a run starts.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from importlib.util import find_spec
@@ -66,7 +65,7 @@ from tyr.events import (
     StartRound,
     SublayerPruned,
 )
-from tyr.files import write_json
+from tyr.files import read_record, write_json
 from tyr.sparsity import Allocation
 
 if TYPE_CHECKING:
@@ -170,8 +169,7 @@ class WandbTracking(Callback):
         run_dir = Path(event.run_dir)
         self._start = event
         self._state_path = run_dir / WANDB_STATE_FILE
-        known = event.resumed and self._state_path.exists()
-        self._state = json.loads(self._state_path.read_text("utf-8")) if known else {}
+        self._state = read_record(self._state_path) if event.resumed else {}
         self._run = self._open(run_dir, event)
         self._state = {"step": 0, "last": [-1, -1], **self._state, "id": self._run.id}
         write_json(self._state_path, self._state)
