@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 
-from tyr.hints import groups
+from tyr.config import as_folder
+from tyr.hints import explain, groups
 from tyr.run import CONFIG_DIR, build, build_method
 from tyr.search.economy import Economy
 
@@ -131,3 +133,20 @@ def test_nested_groups_keep_short_names() -> None:
     assert config.supernet.accumulation._target_.endswith("UniformAccumulation")
     assert config.pruner.criterion._target_.endswith("Magnitude")
     assert config.search.objective._target_.endswith("Perplexity")
+
+
+def test_jobs_of_a_sweep_get_folders_that_file_systems_take() -> None:
+    assert as_folder("criterion=taylor,seed=1") == "criterion=taylor,seed=1"
+    assert as_folder("data.path=/a/b") == "data.path=_a_b"
+    many = [",".join(f"search.setting{i}={n}" for i in range(30)) for n in range(2)]
+    names = [as_folder(words) for words in many]
+    assert len(set(names)) == 2
+    assert all(len(name) <= 200 for name in names)
+
+
+def test_a_launcher_that_is_not_installed_is_named_with_its_extra() -> None:
+    error = MissingConfigException(
+        "Could not find 'hydra/launcher/joblib'", "hydra/launcher/joblib"
+    )
+    said = explain(error, CONFIG_DIR)
+    assert said == "launcher=joblib needs: pip install 'tyr-pruner[sweep]'"

@@ -71,6 +71,14 @@ BAD_INPUT = {
     "search.objective=perplexity": r"write objective=perplexity",
     "search.generatons=3": r"no setting search.generatons \(did you mean search.generations\?\)",
     "data=text": r"data.path must be given",
+    "data.path=x": r"the chosen settings have no data.path; it belongs to data=text",
+    "data._target_=tyr.data.Nope": r"there is no tyr.data.Nope",
+    "data.sequence_length=0": r"data.sequence_length must be at least 2 tokens, got 0",
+    "model=null": r"got nonetype: choose a group as group=NAME",
+    "+callbacks.foo=1": r"callbacks.foo must be an object with its settings, got 1",
+    "logger=wandb logger.wandb.name=2024": (
+        r"logger.wandb.name must be text, got 2024: write 'logger.wandb.name=\"2024\"'"
+    ),
     "iterations=-1": r"iterations must not be negative",
     "supernet.interval=0.01": r"finer than one attn unit",
     "supernet.interval=0.9": r"supernet.interval must be in",
@@ -153,6 +161,17 @@ def test_records_damaged_by_a_power_cut_do_not_stop_a_run(
     assert outcome.status == 0, outcome.err
     for name in records:
         assert f"{name} is damaged" in outcome.out + outcome.err
+
+
+@pytest.mark.parametrize("folder", ["file", "file/run"])
+def test_a_run_directory_that_cannot_be_made_is_bad_input(
+    folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    outcome = run_cli(capsys, *FAST, f"run_dir={tmp_path / folder}")
+    assert outcome.status == 2
+    assert "cannot make the run directory" in outcome.err
+    assert len(outcome.err.strip().splitlines()) == 1
 
 
 def test_what_the_hub_prints_itself_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,22 +6,25 @@ OmegaConf; no class of tyr ever receives one of its containers.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import MISSING, OmegaConf
 
 from tyr.errors import ConfigError
 
 Group = dict[str, Any]
+_LONGEST_NAME = 200  # bytes; file systems take 255
 # Annotations that are checked: what they are called, and the values that YAML makes for them.
 KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "int": ("a whole number", (int,)),
     "float": ("a number", (int, float)),
     "bool": ("true or false", (bool,)),
+    "str": ("text", (str,)),
 }
 
 
@@ -80,15 +83,18 @@ def check_values(node: Mapping[str, Any], key: str) -> None:
 
 
 def _check_kind(value: object, annotation: str, where: str) -> None:
-    """Raise ConfigError when a value is not what a number's or a bool's annotation says."""
+    """Raise ConfigError when a value is not what the annotation of a plain type says."""
     kind = annotation.removesuffix(" | None")
     if kind not in KINDS or (value is None and kind != annotation):
         return
     name, types = KINDS[kind]
     if isinstance(value, types) and isinstance(value, bool) == (kind == "bool"):
         return
-    whole = kind == "int" and isinstance(value, float) and value.is_integer()
-    hint = f": write {int(cast(float, value))}" if whole else ""
+    hint = ""
+    if kind == "int" and isinstance(value, float) and value.is_integer():
+        hint = f": write {int(value)}"
+    elif kind == "str" and isinstance(value, int | float):
+        hint = f": write '{where}=\"{_as_written(value)}\"'"
     raise ConfigError(f"{where} must be {name}, got {_as_written(value)}{hint}")
 
 
@@ -103,7 +109,10 @@ def _parameters(target: str) -> dict[str, str] | None:
     if not target.startswith("tyr."):
         return None
     module, _, name = target.rpartition(".")
-    signature = inspect.signature(getattr(importlib.import_module(module), name))
+    try:
+        signature = inspect.signature(getattr(importlib.import_module(module), name))
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"there is no {target}: {error}") from error
     if any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values()):
         return None
     return {name: str(p.annotation) for name, p in signature.parameters.items()}
@@ -119,9 +128,23 @@ def largest_stage(stages: list[list[int]], sequence_length: int) -> int:
         tokens = max(int(stage[0]) for stage in stages)
     except (TypeError, ValueError, IndexError):
         tokens = 0
+    if not isinstance(sequence_length, int) or sequence_length < 1:
+        return tokens  # the text, which is built later, refuses such a length
     return -(-tokens // sequence_length) * sequence_length
+
+
+def as_folder(words: str) -> str:
+    """The settings of a job of a sweep as the name of a folder, however many they are.
+
+    Those that do not fit are told apart by a checksum.
+    """
+    name = words.replace("/", "_")
+    if len(name.encode()) <= _LONGEST_NAME:
+        return name
+    return f"{name[: _LONGEST_NAME // 2]}...{hashlib.sha256(words.encode()).hexdigest()[:8]}"
 
 
 def register_resolvers() -> None:
     """Make `${largest_stage:${search.stages},${.sequence_length}}` work in YAML files."""
     OmegaConf.register_new_resolver("largest_stage", largest_stage, replace=True)
+    OmegaConf.register_new_resolver("as_folder", as_folder, replace=True)

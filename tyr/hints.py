@@ -57,14 +57,29 @@ def known_keys(config_dir: Path) -> list[str]:
     """Dotted keys that the YAML files define, under the package they go to."""
     keys = {"sparsity", "iterations", "seed", "resume", "run_dir"}
     for path in config_dir.glob("*/*.yaml"):
-        text = path.read_text(encoding="utf-8")
-        package = re.search(r"@package ([\w.]+)", text)
-        prefix = package[1] if package else path.parent.name
-        content = yaml.safe_load(text)
-        if isinstance(content, dict):
-            names = _flatten(content, "" if prefix == "_global_" else f"{prefix}.")
-            keys.update(name for name in names if "_target_" not in name)
+        keys.update(_keys_of(path))
     return sorted(keys)
+
+
+def _keys_of(path: Path) -> list[str]:
+    """Dotted keys that one YAML file defines."""
+    text = path.read_text(encoding="utf-8")
+    package = re.search(r"@package ([\w.]+)", text)
+    prefix = package[1] if package else path.parent.name
+    content = yaml.safe_load(text)
+    if not isinstance(content, dict):
+        return []
+    names = _flatten(content, "" if prefix == "_global_" else f"{prefix}.")
+    return [name for name in names if "_target_" not in name]
+
+
+def _choices_with(key: str, config_dir: Path) -> list[str]:
+    """The choices, as `group=choice`, whose files define a key."""
+    return [
+        f"{path.parent.name}={path.stem}"
+        for path in sorted(config_dir.glob("*/*.yaml"))
+        if key in _keys_of(path)
+    ]
 
 
 def _flatten(content: dict[str, object], prefix: str) -> list[str]:
@@ -77,6 +92,8 @@ def _flatten(content: dict[str, object], prefix: str) -> list[str]:
 
 
 def _unknown_choice(group: str, word: str, config_dir: Path) -> str:
+    if group == "hydra/launcher":
+        return f"launcher={word} needs: pip install 'tyr-pruner[sweep]'"
     choices = groups(config_dir).get(group, [])
     return f"{group}={word} is unknown{near(word, choices)}; known: {', '.join(choices)}"
 
@@ -84,6 +101,9 @@ def _unknown_choice(group: str, word: str, config_dir: Path) -> str:
 def _unknown_key(key: str, config_dir: Path) -> str:
     bare = key.split("@")[0]
     known = [*groups(config_dir), *known_keys(config_dir)]
+    if bare in known:
+        owners = " or ".join(_choices_with(bare, config_dir))
+        return f"the chosen settings have no {bare}; it belongs to {owners}"
     section = bare.split(".")[0]
     here = [name for name in known if name.startswith(f"{section}.")]
     listed = f"; known under {section}: {', '.join(here)}" if here else ""

@@ -15,6 +15,7 @@ import logging
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -54,6 +55,8 @@ def build(node: Any, key: str) -> Any:
         ConfigError: the node's arguments do not fit its class.
         TyrError: its constructor refused them.
     """
+    if not isinstance(node, DictConfig):
+        raise ConfigError(f"{key} must be an object with its settings, got {node!r}")
     check_values(cast(Mapping[str, Any], OmegaConf.to_container(node, resolve=True)), key)
     try:
         return hydra.utils.instantiate(node, _convert_="all")
@@ -86,8 +89,14 @@ def build_callbacks(config: DictConfig) -> CallbackList:
     """Loggers first, so that what others read from their files is there."""
     from tyr.events import CallbackList
 
-    nodes = {**config.logger, **config.callbacks}
-    return CallbackList([build(node, f"callbacks.{name}") for name, node in nodes.items()])
+    groups = {"logger": config.logger, "callbacks": config.callbacks}
+    return CallbackList(
+        [
+            build(node, f"{group}.{name}")
+            for group, nodes in groups.items()
+            for name, node in nodes.items()
+        ]
+    )
 
 
 def command_line(overrides: list[str]) -> str:
@@ -237,6 +246,12 @@ def prefix() -> str:
     return f"tyr (process {rank})" if rank else "tyr"
 
 
+def _before_any_work(error: BaseException) -> bool:
+    """Whether Hydra failed before it called us, which is when it makes the output directory."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return all(frame.f_code is not guarded.__code__ for frame, _ in frames)
+
+
 def main(entry: Callable[[], None] = task) -> None:
     """Console entry with the exit statuses of the module docstring."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hand errors to us instead of printing and exiting 1
@@ -250,9 +265,16 @@ def main(entry: Callable[[], None] = task) -> None:
     except KeyboardInterrupt:
         if not announced_rank():
             again = "continue with the same command and resume=true"
+            if {"-m", "--multirun"} & set(sys.argv):
+                again = "continue a job with its settings, run_dir=DIR of it and resume=true"
             print(f"tyr: interrupted; {again}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
+        if isinstance(error, OSError) and _before_any_work(error):
+            reason = f"{error.filename}: {error.strerror}"
+            refuse(ConfigError(f"cannot make the run directory {reason}; choose another run_dir"))
+        if isinstance(error, ValueError) and "Config group override must be" in str(error):
+            refuse(ConfigError(f"{str(error).lower()}: choose a group as group=NAME"))
         if isinstance(error, RuntimeError) and 'not detect "srun"' in str(error):  # submitit's
             refuse(ConfigError("launcher=submitit needs Slurm's srun, and this machine has none"))
         if announced_rank():
