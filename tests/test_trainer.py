@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any
 
 import pytest
 import torch
 
 from tests.ranks import as_srun, as_torchrun, results
+from tyr import trainer as module
 from tyr.errors import ConfigError
 from tyr.processes import ALONE
 from tyr.trainer import FABRIC_LEAVES, Machines, Trainer, choose_device, connect
@@ -98,3 +100,19 @@ def test_several_machines_need_to_know_where_to_meet() -> None:
 def test_a_device_is_refused_by_the_name_its_user_gave() -> None:
     with pytest.raises(ConfigError, match="^--where=abacus cannot be used here"):
         choose_device("abacus", key="--where")
+
+
+def test_who_waits_in_vain_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.01)
+    with module._told_of_waiting(4):
+        deadline = time.monotonic() + 60
+        while "still waiting" not in caplog.text and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert "still waiting for all 4 processes of this run to join" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 60.0)
+    with module._told_of_waiting(4):
+        pass
+    assert caplog.text == ""

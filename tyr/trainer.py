@@ -8,7 +8,9 @@ not divided: every process holds it, and work on sequences or candidates is shar
 from __future__ import annotations
 
 import json
+import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +27,9 @@ from tyr.errors import ConfigError
 from tyr.processes import ALONE, Processes, ProcessGroup
 from tyr.spawn import children
 
+logger = logging.getLogger(__name__)
+
+PATIENCE_SECONDS = 60.0
 STRATEGIES = ("auto", "ddp")
 FABRIC_LEAVES = ("MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "WORLD_SIZE")
 
@@ -138,11 +143,31 @@ def connect(trainer: Trainer, job: str) -> Iterator[tuple[torch.device, Processe
         fabric, here = _fabric(trainer, machines)
         others = {} if machines.started else _environments(here, machines)
         with children(job, others):
-            fabric.launch()
+            with _told_of_waiting(machines.size):
+                fabric.launch()
             try:
                 yield fabric.device, ProcessGroup()
             finally:
                 torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _told_of_waiting(size: int) -> Iterator[None]:
+    """Say what is waited for when the other processes do not come.
+
+    A batch script that forgot srun looks like one of several processes, and would wait for hours.
+    """
+    said = (
+        f"still waiting for all {size} processes of this run to join; if only this one was started "
+        f"(a Slurm script without srun?), stop it and start them with srun or torchrun"
+    )
+    timer = threading.Timer(PATIENCE_SECONDS, logger.warning, [said])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def job_line(config_yaml: str, path: Path, command: str) -> str:
