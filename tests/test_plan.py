@@ -121,3 +121,15 @@ def test_the_plan_of_two_processes_adds_their_memory_up(
     outcome = plan_cli(capsys, "trainer.devices=999", "trainer.accelerator=cpu")
     assert outcome.status == 2
     assert "999 processes share" in outcome.err
+
+
+def test_a_baseline_that_is_not_measured_is_not_planned(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tokens = {}
+    for word in ("true", "false"):
+        outcome = plan_cli(capsys, f"evaluator.uniform_baseline={word}", "finish.compare=false")
+        assert outcome.status == 0, outcome.err
+        [row] = [line.split() for line in outcome.out.splitlines() if "evaluation" in line]
+        tokens[word] = row[2:4]
+    assert tokens["true"] != tokens["false"]

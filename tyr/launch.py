@@ -107,7 +107,15 @@ def launch(
 
         def alone_in_the_directory() -> Prepared:
             held.enter_context(RunDirectory(job.path).locked())
-            return prepare(method, source, data, job, device=device, machines=machines)
+            return prepare(
+                method,
+                source,
+                data,
+                job,
+                device=device,
+                machines=machines,
+                baseline=evaluator.uniform_baseline,
+            )
 
         prepared = processes.broadcast(alone_in_the_directory)
         decoder = source.load(
@@ -156,6 +164,7 @@ def prepare(
     *,
     device: torch.device,
     machines: Machines,
+    baseline: bool,
 ) -> Prepared:
     """Read the text and open the run directory.
 
@@ -166,6 +175,7 @@ def prepare(
         job: the run as it was asked for.
         device: of the first process.
         machines: the processes of the run.
+        baseline: whether the uniform allocation is pruned and measured too.
 
     Raises:
         TyrError: the text is too small or changed, the precision changed with the device, or the
@@ -175,7 +185,15 @@ def prepare(
     splits = data.load(source.tokenizer())
     method.search.check_text(len(splits.search), splits.search.shape[1])
     sparsity = config["sparsity"]
-    plan = plan_run(method, source, data, sparsity=sparsity, device=device, machines=machines)
+    plan = plan_run(
+        method,
+        source,
+        data,
+        sparsity=sparsity,
+        device=device,
+        machines=machines,
+        baseline=baseline,
+    )
     held = [stage.held for stage in plan.stages]
     check_memory(plan.weights, held, source.memory, device, processes=machines.devices)
     run_dir = RunDirectory(path)
@@ -236,8 +254,9 @@ def plan_run(
     sparsity: float,
     device: torch.device,
     machines: Machines,
+    baseline: bool,
 ) -> RunPlan:
-    """What a run that passed `check_plan` will cost."""
+    """What a run that passed `check_plan` will cost; `baseline`: see `Planner`."""
     storage, compute = source.precisions(device)
     planner = Planner(
         method,
@@ -246,6 +265,7 @@ def plan_run(
         sparsity=sparsity,
         storage=storage,
         compute=compute,
+        baseline=baseline,
     )
     return planner.plan(source.memory, device, machines)
 

@@ -72,6 +72,7 @@ class Planner:
         sparsity: fraction to remove.
         storage: precision of structures and export.
         compute: precision of the forward passes.
+        baseline: whether the uniform allocation is pruned and measured too.
     """
 
     def __init__(
@@ -83,7 +84,9 @@ class Planner:
         sparsity: float,
         storage: torch.dtype,
         compute: torch.dtype,
+        baseline: bool = True,
     ) -> None:
+        self._baseline = baseline
         self.method = method
         self.shape = shape_of(config, method.supernet.attention_unit)
         self.sizes = sizes
@@ -251,7 +254,10 @@ class Planner:
     def _evaluation(self, pruning: StagePlan, load: Workload) -> StagePlan:
         """The baselines are pruned, then each model is measured beside the teacher."""
         tokens, length = self.sizes.evaluation_tokens, self.sizes.sequence_length
-        models, prunings = 2 + self._compares(), self._single_level_stores() - self._reprunes()
+        models, prunings = (
+            1 + self._baseline + self._compares(),
+            self._single_level_stores() - self._reprunes(),
+        )
         pair = self.shape.forward_flops(tokens, length) * (1 + self.kept)
         measured = models * (pair + 3 * self.shape.vocabulary_flops(tokens))
         return StagePlan(
@@ -274,7 +280,7 @@ class Planner:
 
     def _single_level_stores(self) -> int:
         """Walks with one level: the uniform baseline's, and that of a way to finish."""
-        return 1 + (self._reprunes() or self._compares())
+        return self._baseline + (self._reprunes() or self._compares())
 
     def _disk(self, files: dict[str, float]) -> DiskUse:
         export = not isinstance(self.method.exporter, NoExport)

@@ -186,7 +186,13 @@ def show_plan(config: DictConfig) -> None:
     check_shares(data.sizes, trainer)
     machines, dtype = trainer.machines(), source.precisions(device)[1]
     plan = plan_run(
-        method, source, data, sparsity=config.sparsity, device=device, machines=machines
+        method,
+        source,
+        data,
+        sparsity=config.sparsity,
+        device=device,
+        machines=machines,
+        baseline=evaluator.uniform_baseline,
     )
     plain = isinstance(evaluator, PerplexityEvaluator)
     notes = () if plain else ("Of what the evaluator measures only perplexity is counted.",)
