@@ -43,6 +43,9 @@ def test_the_verdict_compares_only_finite_numbers(rows: dict[str, EvaluationRow]
 
 
 def test_the_verdict_without_a_uniform_model_claims_nothing(rows: dict[str, EvaluationRow]) -> None:
+    same = verdict(rows, searched=False)
+    assert same.startswith("The allocation is the uniform one, and the perplexity")
+    assert "beat" not in same
     assert verdict({"tyr": rows["tyr"]}) == "The pruned model has perplexity 16.00."
     assert verdict({"dense": rows["dense"]}) == "The pruned model was not evaluated."
 

@@ -97,9 +97,11 @@ def line_look(color: str, *, points: int, strong: bool = True) -> dict[str, Any]
     return {"color": color, "linewidth": width, "marker": marker, "markersize": size}
 
 
-def reference_look() -> dict[str, Any]:
-    """Keywords of `plot` for what the measured lines are compared with."""
-    return {"color": GREY, "linewidth": 1.3, "linestyle": (0, (4, 2))}
+def reference_look(points: int) -> dict[str, Any]:
+    """Keywords of `plot` for what the measured lines are compared with; one point has no line."""
+    marker = "_" if points == 1 else ""
+    dashes = {"linewidth": 1.3, "linestyle": (0, (4, 2))}
+    return {"color": GREY, "marker": marker, "markersize": 14, **dashes}
 
 
 def log_axis(axis: Axes) -> None:

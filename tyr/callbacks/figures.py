@@ -87,7 +87,7 @@ def draw_sparsity_by_block(units: UnitCounts, allocations: Mapping[str, Allocati
     for axis, kind in zip(axes, KINDS, strict=True):
         for label, removed in allocations.items():
             strong = bool(searched) and label == searched[-1]
-            look = reference_look()
+            look = reference_look(units.num_blocks)
             if label != "uniform":
                 look = line_look(colors[label], points=units.num_blocks, strong=strong)
             axis.plot(_percent(removed, units, kind), label=label, **look)
@@ -110,7 +110,7 @@ def draw_search(generations: Mapping[tuple[int, int], GenerationPoint]) -> Figur
     positions = sorted(generations)
     points = [generations[position] for position in positions]
     steps = range(1, len(points) + 1)
-    axis.plot(steps, [p.parent_loss for p in points], label="parent", **reference_look())
+    axis.plot(steps, [p.parent_loss for p in points], label="parent", **reference_look(len(points)))
     look = line_look(BLUE, points=len(points))
     axis.plot(steps, [p.best_loss for p in points], label="best, the next parent", **look)
     losses = [loss for p in points for loss in (p.best_loss, p.parent_loss)]
@@ -144,7 +144,7 @@ def draw_calibration_error(
             centre = _by_block(sublayers, num_blocks, kind, lambda levels: levels.get(0))
             axis.plot(centre, label=f"{label}, level 0", **line_look(color, points=num_blocks))
             sparsest = _by_block(sublayers, num_blocks, kind, lambda levels: levels[max(levels)])
-            dashes = reference_look() | {"color": color, "linestyle": (0, (3, 1.5))}
+            dashes = reference_look(num_blocks) | {"color": color, "linestyle": (0, (3, 1.5))}
             axis.plot(sparsest, label=f"{label}, sparsest", **dashes)
         block_axis(axis, num_blocks)
         axis.set_title(KIND_TITLES[kind])

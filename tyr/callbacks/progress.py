@@ -148,7 +148,9 @@ class Progress(Callback):
             self._console.print()
             self._console.print(tasks)
         self._console.print()
-        self._console.print(verdict(event.rows), markup=False)
+        self._console.print(
+            verdict(event.rows, searched=event.allocation != event.uniform), markup=False
+        )
         run_dir = Path(event.run_dir)
         seconds = recorded_seconds(run_dir) or dict(event.seconds)
         if (planned := read_plan(run_dir)) is not None and "total" in seconds:

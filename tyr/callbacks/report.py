@@ -60,7 +60,7 @@ def render(start: RunStarted, end: RunFinished, history: History) -> str:
         title=markup.text(f"tyr: {headline}"),
         headline=markup.text(headline),
         about=markup.text(about),
-        verdict=markup.text(verdict(end.rows)),
+        verdict=markup.text(verdict(end.rows, searched=end.allocation != end.uniform)),
         results=report_sections.results(end.rows),
         results_note=markup.text(report_sections.results_note(end.allocation, end.uniform)),
         figures=report_sections.figures(run_dir),

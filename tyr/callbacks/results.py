@@ -46,8 +46,14 @@ def _line(name: str, row: EvaluationRow, dense: EvaluationRow | None) -> ResultL
     )
 
 
-def verdict(rows: Mapping[str, EvaluationRow]) -> str:
-    """One plain sentence: did tyr beat uniform at the same sparsity, and by how much."""
+def verdict(rows: Mapping[str, EvaluationRow], *, searched: bool = True) -> str:
+    """One plain sentence: did tyr beat uniform at the same sparsity, and by how much.
+
+    Args:
+        rows: of the final table.
+        searched: whether the allocations of the two differ. If not, all that their rows may differ
+            in is the chance of a criterion that draws.
+    """
     if "tyr" not in rows:
         return "The pruned model was not evaluated."
     tyr, uniform, dense = rows["tyr"], rows.get("uniform"), rows.get("dense")
@@ -55,6 +61,8 @@ def verdict(rows: Mapping[str, EvaluationRow]) -> str:
     against = f" (dense: {format_perplexity(dense.perplexity)})" if dense else ""
     if uniform is None:
         return f"The pruned model has perplexity {reached}{against}."
+    if not searched:
+        return f"The allocation is the uniform one, and the perplexity {reached}{against}."
     numbers = f"{reached} against {format_perplexity(uniform.perplexity)}{against}"
     kl = f"{tyr.kl:.4f} against {uniform.kl:.4f} nats per token"
     if not math.isfinite(tyr.perplexity) or not math.isfinite(uniform.perplexity):
