@@ -174,6 +174,21 @@ def test_a_run_directory_that_cannot_be_made_is_bad_input(
     assert len(outcome.err.strip().splitlines()) == 1
 
 
+def test_a_run_whose_weights_cannot_be_read_leaves_room_for_the_next(
+    local: tuple[str, ...], model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy, run_dir = tmp_path / "model", tmp_path / "run"
+    shutil.copytree(model_dir, copy)
+    (copy / "model.safetensors").write_bytes(b"half")
+    words = (*local, f"model.path={copy}", f"run_dir={run_dir}", "iterations=0", "finish=repruned")
+    outcome = run_cli(capsys, *words)
+    assert outcome.status == 2
+    assert "cannot read the weights" in outcome.err
+    assert not run_dir.exists()
+    shutil.copy(model_dir / "model.safetensors", copy)
+    assert run_cli(capsys, *words).status == 0
+
+
 def test_what_the_hub_prints_itself_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_cli(capsys, "sparsity=2").status == 2
     logging.getLogger("huggingface_hub").warning("retrying")

@@ -26,7 +26,7 @@ from transformers.utils import logging as transformers_logging
 from tyr.ceilings import measure_ceilings
 from tyr.data import SplitSizes, TokenSplits, check_context
 from tyr.devices import device_name
-from tyr.errors import ConfigError, ModelError
+from tyr.errors import ConfigError, ModelError, TyrError
 from tyr.evaluate.perplexity import Evaluator
 from tyr.events import Callback
 from tyr.files import write_json
@@ -44,7 +44,7 @@ from tyr.trainer import Machines, Trainer, connect, job_line
 
 logger = logging.getLogger(__name__)
 
-PLAN_FILE = "plan.json"
+PLAN_FILE, ENVIRONMENT_FILE = "plan.json", "environment.json"
 PACKAGES = ("torch", "transformers", "datasets", "lightning", "hydra-core", "safetensors", "numpy")
 
 
@@ -118,11 +118,16 @@ def launch(
             )
 
         prepared = processes.broadcast(alone_in_the_directory)
-        decoder = source.load(
-            device=device, attention_unit=method.supernet.attention_unit, scratch=prepared.path
-        )
-        check_same_model(decoder.fingerprint, processes)
         run_dir = RunDirectory(prepared.path)
+        try:
+            decoder = source.load(
+                device=device, attention_unit=method.supernet.attention_unit, scratch=prepared.path
+            )
+        except TyrError:
+            if processes.first and not prepared.provenance.resumed:
+                run_dir.abandon(also=(PLAN_FILE, ENVIRONMENT_FILE))
+            raise
+        check_same_model(decoder.fingerprint, processes)
         processes.alone(lambda: run_dir.check_input("weights", decoder.fingerprint))
         session = Session(
             decoder,
@@ -201,7 +206,7 @@ def prepare(
     run_dir.check_input("tokens", splits.fingerprint)
     run_dir.check_input("compute_dtype", str(source.precisions(device)[1]).removeprefix("torch."))
     environment = describe_environment(device, config["seed"], processes=machines.size)
-    write_json(path / "environment.json", environment)
+    write_json(path / ENVIRONMENT_FILE, environment)
     if not resumed:
         ceilings = measure_ceilings(device, source.precisions(device)[1])
         write_json(path / PLAN_FILE, as_content(plan, ceilings))

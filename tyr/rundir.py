@@ -100,6 +100,15 @@ class RunDirectory:
         write_text(written, config_yaml, sync=True)
         return False
 
+    def abandon(self, *, also: Sequence[str] = ()) -> None:
+        """Forget a run that could not begin, so that a corrected command finds room here.
+
+        Args:
+            also: names of other files that were written before the work.
+        """
+        for name in ("config.yaml", "inputs.json", *also):
+            (self.path / name).unlink(missing_ok=True)
+
     def check_input(self, name: str, value: str) -> None:
         """Record what the run works on, or compare it with what was recorded.
 
