@@ -144,7 +144,7 @@ BAD_INPUT = {
     "layout=uniform finish=supernet": r"finish=supernet needs iterations >= 1",
     "layout=portable sparsity=0.9": r"not reachable.*at most 4 can go; ask for at most 0.6667",
     "layout=portable supernet.ffn_alignment=256": r"alignment of at most 96",
-    "layout=portable supernet.ffn_alignment=64": r"finer than 64 ffn units.*at least 0.3333",
+    "layout=portable supernet.ffn_alignment=64": r"finer than 64 ffn units.*at least 0.3334",
     "supernet.ffn_alignment=0": r"ffn_alignment must be at least 1, got 0",
     "export=stock": r"export=stock needs blocks that are all alike.*use layout=uniform",
 }
