@@ -254,10 +254,8 @@ class Planner:
     def _evaluation(self, pruning: StagePlan, load: Workload) -> StagePlan:
         """The baselines are pruned, then each model is measured beside the teacher."""
         tokens, length = self.sizes.evaluation_tokens, self.sizes.sequence_length
-        models, prunings = (
-            1 + self._baseline + self._compares(),
-            self._single_level_stores() - self._reprunes(),
-        )
+        models = 1 + self._baseline + self._compares()
+        prunings = self._single_level_stores() - self._reprunes()
         pair = self.shape.forward_flops(tokens, length) * (1 + self.kept)
         measured = models * (pair + 3 * self.shape.vocabulary_flops(tokens))
         return StagePlan(

@@ -61,13 +61,19 @@ def find_checkpoint(path: str, revision: str) -> CheckpointFiles:
 
 
 def weights_dtype(directory: Path) -> torch.dtype | None:
-    """Precision of the first weights of a directory's safetensors; None where there are none."""
+    """Precision of the first weights of a directory's safetensors; None where there are none.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
     for file in sorted(directory.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as handle:
-            for name in sorted(handle.keys()):
-                dtype = handle.get_slice(name).get_dtype()
-                if dtype in _FLOATS:
-                    return _FLOATS[dtype]
+        try:
+            with safe_open(file, framework="pt") as handle:
+                kinds = [handle.get_slice(name).get_dtype() for name in sorted(handle.keys())]
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"cannot read the weights of {directory}: {error}") from error
+        if floats := [_FLOATS[kind] for kind in kinds if kind in _FLOATS]:
+            return floats[0]
     return None
 
 
