@@ -120,7 +120,7 @@ def draw_search(generations: Mapping[tuple[int, int], GenerationPoint]) -> Figur
     _mark_iterations(axis, positions)
     axis.set_xlabel("generation, counted through all iterations")
     axis.set_ylabel("loss, last stage")
-    axis.locator_params(axis="x", integer=True)
+    axis.locator_params(axis="x", integer=True, min_n_ticks=1)
     axis.grid(axis="y")
     legend_above(figure, axis)
     return figure
