@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tyr.errors import first_line
 from tyr.memory import available_bytes
 
 logger = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def widest_float(device: torch.device) -> torch.dtype:
     try:
         torch.zeros(1, device=device, dtype=torch.float64)
     except (RuntimeError, TypeError) as error:
-        logger.info("%s: sums in float32 (%s)", device, str(error).split("\n")[0])
+        logger.info("%s: sums in float32 (%s)", device, first_line(error))
         return torch.float32
     return torch.float64
 
@@ -121,7 +122,7 @@ def widens_products(device: torch.device, dtype: torch.dtype) -> bool:
     try:
         product = torch.mm(probe, probe, out_dtype=torch.float32)
     except (RuntimeError, TypeError) as error:  # TypeError: a torch without the argument
-        logger.info("%s: no float32 products of %s (%s)", device, dtype, str(error).split("\n")[0])
+        logger.info("%s: no float32 products of %s (%s)", device, dtype, first_line(error))
         return False
     return product.dtype == torch.float32 and bool((product == 16).all())
 

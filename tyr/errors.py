@@ -49,3 +49,9 @@ class ProcessError(TyrError, RuntimeError):
         super().__init__(message)
         self.told = told
         self.status = status
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says is wrong, without the lines below; its name if it says nothing."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]

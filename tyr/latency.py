@@ -16,7 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tyr.errors import ConfigError, ModelError, TyrError
+from tyr.errors import ConfigError, ModelError, TyrError, first_line
 from tyr.memory import check_fits
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def load(path: Path, *, device: torch.device, dtype: torch.dtype | str) -> Any:
             path, dtype=dtype, attn_implementation="sdpa"
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"cannot read {path}: {first_line(error)}") from error
     return model.to(device).eval().requires_grad_(False)
 
 

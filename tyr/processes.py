@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tyr.errors import ProcessError
+from tyr.errors import ProcessError, first_line
 
 T = TypeVar("T")
 
@@ -190,5 +190,4 @@ def _together() -> Iterator[None]:
 
 def _reason(error: RuntimeError) -> str:
     """The backend's first sentence, without the place in its source."""
-    line = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return re.sub(r"^\[\S+:\d+\]\s*", "", line).split(". ")[0]
+    return re.sub(r"^\[\S+:\d+\]\s*", "", first_line(error)).split(". ")[0]

@@ -30,7 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tyr.config import TyrConfig, check_values, register_resolvers
-from tyr.errors import ConfigError, ProcessError, TyrError
+from tyr.errors import ConfigError, ProcessError, TyrError, first_line
 from tyr.hints import explain
 from tyr.spawn import announced_rank
 
@@ -66,8 +66,8 @@ def build(node: Any, key: str) -> Any:
             cause = cause.__cause__
         if cause is not None:
             raise cause from None
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{key}: {reason} {error.__cause__ or ''}".rstrip()) from error
+        said = f"{key}: {first_line(error)} {error.__cause__ or ''}".rstrip()
+        raise ConfigError(said) from error
 
 
 def build_method(config: DictConfig) -> Method:

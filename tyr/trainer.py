@@ -23,7 +23,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from tyr.errors import ConfigError
+from tyr.errors import ConfigError, first_line
 from tyr.processes import ALONE, Processes, ProcessGroup
 from tyr.spawn import children
 
@@ -254,4 +254,4 @@ def _as_it_was() -> Iterator[None]:
 
 
 def _unusable(asked: str, error: Exception) -> ConfigError:
-    return ConfigError(f"{asked} cannot be used here: {str(error).strip().splitlines()[0]}")
+    return ConfigError(f"{asked} cannot be used here: {first_line(error)}")

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tyr.data.rows import decoded, json_rows, missing_field, text_of
 from tyr.data.tokens import SplitSizes, TokenSplits
-from tyr.errors import DataError
+from tyr.errors import DataError, first_line
 
 _HEAD_BYTES = 1 << 16
 _PIECE_BYTES = 1 << 22  # about a million tokens: what is tokenised at once of a .txt of any size
@@ -111,7 +111,7 @@ def read_parquet(path: Path, field: str) -> Iterator[str]:
             for index, row in enumerate(rows):
                 yield text_of(row, field, where=f"{path}, row {index}")
     except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DataError(f"{path} cannot be read as parquet ({reason}); write it again") from error
 
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from tyr.data.rows import text_of
 from tyr.data.tokens import SplitSizes, TokenSplits
-from tyr.errors import DataError
+from tyr.errors import DataError, first_line
 
 _JOINED_CHARACTERS = 1 << 22  # what is tokenised at once when rows are joined
 
@@ -86,10 +86,9 @@ class HubText:
                 self.dataset, self.subset, split=self.split, streaming=True
             )
         except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise DataError(
-                f"the dataset {self} cannot be read: {reason}. Check its name and the connection, "
-                "or use text on this machine: data=text data.path=FILE"
+                f"the dataset {self} cannot be read: {first_line(error)}. Check its name and the "
+                "connection, or use text on this machine: data=text data.path=FILE"
             ) from error
 
 

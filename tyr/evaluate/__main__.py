@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from tyr.devices import free_bytes
-from tyr.errors import ConfigError, ModelError, TyrError
+from tyr.errors import ConfigError, ModelError, TyrError, first_line
 from tyr.evaluate.harness import Harness, Questions
 from tyr.evaluate.questions import FileTasks, HubTasks
 from tyr.evaluate.scores import CAPTION, average, retained, score_table
@@ -147,8 +147,7 @@ def _expanded(path: str) -> str:
 
 
 def _unreadable(path: str, error: BaseException) -> ModelError:
-    reason = (str(error).splitlines() or [type(error).__name__])[0]
-    return ModelError(f"cannot load {path}: {reason}")
+    return ModelError(f"cannot load {path}: {first_line(error)}")
 
 
 def _questions(given: argparse.Namespace) -> Questions:
@@ -161,8 +160,9 @@ def _device(name: str | None) -> torch.device:
         try:
             return torch.empty(0, device=name).device
         except (RuntimeError, AssertionError) as error:  # unknown; or torch has no such backend
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"--device {name} cannot be used here: {reason}") from error
+            raise ConfigError(
+                f"--device {name} cannot be used here: {first_line(error)}"
+            ) from error
     found = torch.accelerator.current_accelerator(check_available=True)
     return found or torch.device("cpu")
 

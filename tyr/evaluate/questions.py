@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from tyr.errors import ConfigError, DataError
+from tyr.errors import ConfigError, DataError, first_line
 from tyr.evaluate.harness import check_installed, own_tasks, tasks_in
 from tyr.evaluate.local_tasks import choose_tasks, find_tasks, write_tasks
 from tyr.evaluate.task_layouts import check_file, layout_of
@@ -96,10 +96,10 @@ class HubTasks:
             try:
                 loaded = self._manager.load([name])
             except (OSError, ValueError, HTTPError, datasets.exceptions.DatasetsError) as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise DataError(
-                    f"task {name} cannot be loaded: {reason}. Check the connection, or evaluate "
-                    f"on this machine's files: evaluator=lm_eval_local evaluator.data_dir=DIR"
+                    f"task {name} cannot be loaded: {first_line(error)}. Check the connection, or "
+                    f"evaluate on this machine's files: evaluator=lm_eval_local "
+                    f"evaluator.data_dir=DIR"
                 ) from error
             if shared := loaded["tasks"].keys() & tasks["tasks"].keys():
                 raise ConfigError(f"task {min(shared)} is asked for twice; name each task once")

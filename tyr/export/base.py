@@ -16,6 +16,8 @@ from typing import Any
 import yaml
 from transformers import PretrainedConfig
 
+from tyr.errors import first_line
+
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
@@ -89,6 +91,6 @@ def _fetch_card(name: str) -> Path | None:
             "the card of %s cannot be read (%s), so its licence is not carried over: state it in "
             "the exported README.md before you publish the model",
             name,
-            (str(error).strip() or type(error).__name__).splitlines()[0],
+            first_line(error),
         )
         return None

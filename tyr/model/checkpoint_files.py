@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 from transformers.utils.hub import get_checkpoint_shard_files
 
-from tyr.errors import ModelError
+from tyr.errors import ModelError, first_line
 
 _FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -56,8 +56,7 @@ def find_checkpoint(path: str, revision: str) -> CheckpointFiles:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ModelError(f"cannot read the weights of {path}: {reason}") from error
+        raise ModelError(f"cannot read the weights of {path}: {first_line(error)}") from error
 
 
 def weights_dtype(directory: Path) -> torch.dtype | None:

@@ -26,7 +26,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from tyr.errors import ConfigError, ModelError
+from tyr.errors import ConfigError, ModelError, first_line
 from tyr.model.architecture import architecture_of
 from tyr.model.checkpoint_files import (
     check_complete,
@@ -173,7 +173,7 @@ class PretrainedModel:
             )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(
-                f"cannot read the weights of {self.path}: {_first_line(error)}"
+                f"cannot read the weights of {self.path}: {first_line(error)}"
             ) from error
         if loading["missing_keys"]:  # transformers would fill them with random numbers
             missing = sorted(loading["missing_keys"])
@@ -221,7 +221,7 @@ class PretrainedModel:
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.path, revision=self.revision)
         except (OSError, ValueError, KeyError, ImportError, TypeError, AttributeError) as error:
-            raise ModelError(_no_tokenizer(self.path, _first_line(error))) from error
+            raise ModelError(_no_tokenizer(self.path, first_line(error))) from error
         if len(tokenizer) == 0:
             raise ModelError(_no_tokenizer(self.path, "the tokenizer has no entries"))
         return cast(PreTrainedTokenizerBase, tokenizer)
@@ -330,18 +330,13 @@ def _expanded(path: str) -> str:
     return str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]
-
-
 def _one_line(error: BaseException) -> str:
     """What is wrong with a configuration: its checks name the field first and the reason below."""
     if isinstance(error, ZeroDivisionError):
         return "one of its sizes is 0"
     if isinstance(error, StrictDataclassError):
         return " ".join(str(error).split())
-    return _first_line(error)
+    return first_line(error)
 
 
 def _no_tokenizer(path: str, reason: str) -> str:
