@@ -10,14 +10,18 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tyr.errors import StoreError
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+UNRECORDED = "going on without what it recorded"
 
 
 @contextmanager
@@ -64,18 +68,28 @@ def write_json(path: Path, content: object, *, sync: bool = False) -> None:
     write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", sync=sync)
 
 
-def read_record(path: Path) -> dict[str, Any]:
-    """A JSON object that only a report or a display needs; empty when absent or damaged.
+def read_json(path: Path, parse: Callable[[dict[str, Any]], T], *, without: str) -> T | None:
+    """What a JSON object written here says, or None when the file is absent or damaged.
 
     Damage is said aloud: a power cut may leave an empty file, which is no reason to stop a run.
+
+    Args:
+        path: of the file.
+        parse: what to make of the object; a KeyError, TypeError or ValueError is damage.
+        without: what follows from damage, to end the sentence `FILE is damaged: ...`.
     """
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return parse(dict(json.loads(path.read_text(encoding="utf-8"))))
     except FileNotFoundError:
-        return {}
-    except (ValueError, TypeError):
-        logger.warning("%s is damaged: going on without what it recorded", path)
-        return {}
+        return None
+    except (ValueError, TypeError, KeyError):
+        logger.warning("%s is damaged: %s", path, without)
+        return None
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A JSON object that only a report or a display needs; empty when absent or damaged."""
+    return read_json(path, dict, without=UNRECORDED) or {}
 
 
 def _finite(value: object) -> object:

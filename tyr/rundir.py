@@ -25,7 +25,7 @@ import yaml
 
 from tyr.errors import ResumeError
 from tyr.events import EvaluationRow, TaskScore
-from tyr.files import write_json, write_text, writing
+from tyr.files import read_json, write_json, write_text, writing
 from tyr.search.archive import Evaluation
 from tyr.search.evolution import SearchState
 from tyr.sparsity import Allocation, LevelGrid
@@ -199,14 +199,7 @@ class RunDirectory:
 
     def _read(self, name: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
         """A JSON file written here, or None when it is absent or damaged (said aloud)."""
-        path = self.path / name
-        try:
-            return parse(dict(json.loads(path.read_text(encoding="utf-8"))))
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError, KeyError):
-            logger.warning("%s is damaged: what it recorded will be done again", path)
-            return None
+        return read_json(self.path / name, parse, without="what it recorded will be done again")
 
     def _check_same(self, earlier: str, config_yaml: str) -> None:
         try:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from tyr.callbacks.clock import StageClock, by_stage, recorded_seconds
 from tyr.events import StageFinished, StageStarted
 
@@ -52,3 +54,11 @@ def test_iterations_of_a_stage_are_summed() -> None:
 
 def test_nothing_recorded_reads_as_nothing(tmp_path: Path) -> None:
     assert recorded_seconds(tmp_path) == {}
+
+
+def test_durations_that_are_no_numbers_are_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "durations.json").write_text('{"dense": []}')
+    assert recorded_seconds(tmp_path) == {}
+    assert "durations.json is damaged" in caplog.text

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from tyr.callbacks import HtmlReport, Progress, Summary
@@ -26,6 +27,14 @@ def write_plan(run_dir: Path) -> None:
 def test_a_run_without_a_plan_has_nothing_planned(tmp_path: Path) -> None:
     assert read_plan(tmp_path) is None
     assert times_planned(3.0, None) == "-"
+
+
+def test_a_plan_with_parts_missing_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps({"stages": [{"name": "dense"}]}))
+    assert read_plan(tmp_path) is None
+    assert "plan.json is damaged: going on without what it recorded" in caplog.text
 
 
 def test_the_sentences_name_both_sides(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ replaced after every step, so a kill loses at most one step's time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from tyr.events import StageFinished, StageStarted
-from tyr.files import read_record, write_json
+from tyr.files import UNRECORDED, read_json, write_json
 
 DURATIONS_FILE = "durations.json"
 
@@ -80,7 +81,11 @@ def recorded_seconds(run_dir: Path) -> dict[str, float]:
 
 
 def _read(path: Path) -> dict[str, float]:
-    return {key: float(spent) for key, spent in read_record(path).items()}
+    return read_json(path, _seconds, without=UNRECORDED) or {}
+
+
+def _seconds(content: Mapping[str, Any]) -> dict[str, float]:
+    return {key: float(spent) for key, spent in content.items()}
 
 
 def _key(event: StageStarted | StageFinished) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tyr.callbacks.results import format_megabytes, format_seconds
-from tyr.files import read_record
+from tyr.files import UNRECORDED, read_json
 
 PLAN_FILE = "plan.json"
 
@@ -32,9 +33,10 @@ class Planned:
 
 def read_plan(run_dir: Path) -> Planned | None:
     """The plan of a run; None for a run without one."""
-    plan = read_record(run_dir / PLAN_FILE)
-    if not plan:
-        return None
+    return read_json(run_dir / PLAN_FILE, _planned, without=UNRECORDED)
+
+
+def _planned(plan: Mapping[str, Any]) -> Planned:
     seconds = {stage["name"]: stage["seconds"] for stage in plan["stages"]}
     return Planned({**seconds, "total": plan["seconds"]}, plan["memory_bytes"])
 
