@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tyr.errors import ConfigError, ModelError
@@ -159,6 +160,7 @@ def test_a_checkpoint_that_names_no_dtype_has_that_of_its_weights(
     del config["dtype"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     source = PretrainedModel(str(tmp_path))
+    save_file({"another": torch.zeros(1)}, tmp_path / "adapter.safetensors")
     assert source.precisions(CPU) == (torch.bfloat16, torch.float32)
     assert caplog.text == ""
     (tmp_path / "model.safetensors").unlink()

@@ -56,23 +56,25 @@ def find_checkpoint(path: str, revision: str) -> CheckpointFiles:
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         if isinstance(error, ModelError):
             raise
-        raise ModelError(f"cannot read the weights of {path}: {first_line(error)}") from error
+        raise _unreadable(path, error) from error
 
 
 def weights_dtype(directory: Path) -> torch.dtype | None:
-    """Precision of the first weights of a directory's safetensors; None where there are none.
+    """Precision of the first weights of a directory in safetensors; None where there are none.
 
     Raises:
         ModelError: a file is damaged.
     """
-    for file in sorted(directory.glob("*.safetensors")):
-        try:
+    if not directory.is_dir():  # a name on the hub, from where nothing is fetched for this
+        return None
+    try:
+        for file in _weight_files(str(directory), revision="main"):
             with safe_open(file, framework="pt") as handle:
                 kinds = [handle.get_slice(name).get_dtype() for name in sorted(handle.keys())]
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"cannot read the weights of {directory}: {error}") from error
-        if floats := [_FLOATS[kind] for kind in kinds if kind in _FLOATS]:
-            return floats[0]
+            if floats := [_FLOATS[kind] for kind in kinds if kind in _FLOATS]:
+                return floats[0]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise _unreadable(str(directory), error) from error
     return None
 
 
@@ -134,6 +136,10 @@ def two_matrices(source: str) -> str:
 
 def _ends(model: PreTrainedModel) -> tuple[object, object]:
     return model.get_input_embeddings(), model.get_output_embeddings()
+
+
+def _unreadable(path: str, error: Exception) -> ModelError:
+    return ModelError(f"cannot read the weights of {path}: {first_line(error)}")
 
 
 def _weight_files(path: str, revision: str) -> list[Path]:
