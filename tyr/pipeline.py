@@ -246,7 +246,9 @@ class Pipeline:
 
     def export(self, final: Reader, allocation: Allocation, provenance: Provenance) -> None:
         """Write the smaller model and check that it lost exactly the budget."""
-        session = self.session
+        session, exporter = self.session, self.method.exporter
+        if exporter.finished(session.run_dir.model):
+            return
         rows = session.run_dir.evaluations()
         card = {
             "name": f"{session.decoder.name} pruned by {session.sparsity:.3g}",
@@ -255,9 +257,7 @@ class Pipeline:
             "data": provenance.config.get("data"),
             "commit": provenance.environment.get("commit"),
         }
-        if self.method.exporter.finished(session.run_dir.model):
-            return
-        exported = self.method.exporter.export(session.decoder, final, session.run_dir.model, card)
+        exported = exporter.export(session.decoder, final, session.run_dir.model, card)
         if exported is not None and exported.removed != allocation:
             raise RuntimeError(
                 f"the export lost {exported.removed} units but the budget is {allocation.total}"
