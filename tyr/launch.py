@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +33,9 @@ from tyr.events import Callback
 from tyr.files import write_json
 from tyr.footprint import check_memory
 from tyr.model.architecture import unit_counts
+from tyr.model.decoder import Decoder
 from tyr.model.source import ModelSource
+from tyr.model.sublayer import AttentionUnit
 from tyr.pipeline import Method, Pipeline
 from tyr.planner import Planner
 from tyr.processes import Processes
@@ -104,10 +107,9 @@ def launch(
     machines = trainer.machines()
     line = job_line(job.config_yaml, job.path, job.command)
     with connect(trainer, line) as (device, processes), ExitStack() as held:
-
-        def alone_in_the_directory() -> Prepared:
-            held.enter_context(RunDirectory(job.path).locked())
-            return prepare(
+        prepared = processes.broadcast(
+            partial(
+                prepare,
                 method,
                 source,
                 data,
@@ -115,24 +117,19 @@ def launch(
                 device=device,
                 machines=machines,
                 baseline=evaluator.uniform_baseline,
+                held=held,
             )
-
-        prepared = processes.broadcast(alone_in_the_directory)
-        run_dir = RunDirectory(prepared.path)
-        try:
-            decoder = source.load(
-                device=device, attention_unit=method.supernet.attention_unit, scratch=prepared.path
-            )
-        except TyrError:
-            if processes.first and not prepared.provenance.resumed:
-                run_dir.abandon(also=(PLAN_FILE, ENVIRONMENT_FILE))
-            raise
-        check_same_model(decoder.fingerprint, processes)
-        processes.alone(lambda: run_dir.check_input("weights", decoder.fingerprint))
+        )
         session = Session(
-            decoder,
+            load_model(
+                source,
+                prepared,
+                device=device,
+                attention_unit=method.supernet.attention_unit,
+                processes=processes,
+            ),
             prepared.splits,
-            run_dir=run_dir,
+            run_dir=RunDirectory(prepared.path),
             callbacks=callbacks if processes.first else Callback(),
             evaluator=evaluator,
             sparsity=sparsity,
@@ -170,8 +167,9 @@ def prepare(
     device: torch.device,
     machines: Machines,
     baseline: bool,
+    held: ExitStack,
 ) -> Prepared:
-    """Read the text and open the run directory.
+    """Lock the run directory, read the text and open the directory.
 
     Args:
         method: the parts of the method.
@@ -181,12 +179,15 @@ def prepare(
         device: of the first process.
         machines: the processes of the run.
         baseline: whether the uniform allocation is pruned and measured too.
+        held: keeps the lock for as long as it is open.
 
     Raises:
         TyrError: the text is too small or changed, the precision changed with the device, or the
-            directory holds another run.
+            directory holds another run or is at work.
     """
     config, path = job.config, job.path
+    run_dir = RunDirectory(path)
+    held.enter_context(run_dir.locked())
     splits = data.load(source.tokenizer())
     method.search.check_text(len(splits.search), splits.search.shape[1])
     sparsity = config["sparsity"]
@@ -199,18 +200,50 @@ def prepare(
         machines=machines,
         baseline=baseline,
     )
-    held = [stage.held for stage in plan.stages]
-    check_memory(plan.weights, held, source.memory, device, processes=machines.devices)
-    run_dir = RunDirectory(path)
+    stages = [stage.held for stage in plan.stages]
+    check_memory(plan.weights, stages, source.memory, device, processes=machines.devices)
     resumed = run_dir.start(job.config_yaml, resume=config["resume"])
     run_dir.check_input("tokens", splits.fingerprint)
-    run_dir.check_input("compute_dtype", str(source.precisions(device)[1]).removeprefix("torch."))
+    _, compute = source.precisions(device)
+    run_dir.check_input("compute_dtype", str(compute).removeprefix("torch."))
     environment = describe_environment(device, config["seed"], processes=machines.size)
     write_json(path / ENVIRONMENT_FILE, environment)
     if not resumed:
-        ceilings = measure_ceilings(device, source.precisions(device)[1])
-        write_json(path / PLAN_FILE, as_content(plan, ceilings))
+        write_json(path / PLAN_FILE, as_content(plan, measure_ceilings(device, compute)))
     return Prepared(splits, path, Provenance(config, job.command, environment, resumed))
+
+
+def load_model(
+    source: ModelSource,
+    prepared: Prepared,
+    *,
+    device: torch.device,
+    attention_unit: AttentionUnit,
+    processes: Processes,
+) -> Decoder:
+    """The dense model; a run that cannot begin for want of it leaves its directory free.
+
+    Args:
+        source: where it comes from.
+        prepared: the run.
+        device: of this process.
+        attention_unit: what is removed of attention.
+        processes: of the run.
+
+    Raises:
+        TyrError: it cannot be loaded, or has other weights than in the first process or when the
+            run began.
+    """
+    run_dir = RunDirectory(prepared.path)
+    try:
+        decoder = source.load(device=device, attention_unit=attention_unit, scratch=prepared.path)
+    except TyrError:
+        if processes.first and not prepared.provenance.resumed:
+            run_dir.abandon(also=(PLAN_FILE, ENVIRONMENT_FILE))
+        raise
+    check_same_model(decoder.fingerprint, processes)
+    processes.alone(lambda: run_dir.check_input("weights", decoder.fingerprint))
+    return decoder
 
 
 def check_shares(sizes: SplitSizes, trainer: Trainer) -> None:
