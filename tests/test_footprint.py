@@ -136,6 +136,14 @@ def test_the_memory_of_all_processes_is_refused_per_process_and_in_total(
     assert "lower trainer.devices" in said
 
 
+def test_a_generous_budget_is_spoken_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "free_bytes", lambda device, **_: 10**9)
+    check_memory(WEIGHTS, SHARED, MemorySettings(memory_budget=10**12), CPU, processes=2)
+    assert caplog.text.count("the system may end this run") == 1
+
+
 def test_free_memory_is_that_of_the_machine_for_all_its_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -172,38 +172,50 @@ def check_memory(
     Raises:
         ConfigError: it does not fit; the message has the smallest budget that works.
     """
-    asked = _Asked(weights, stages, device, processes)
-    needed = footprint(weights, stages, memory, device, processes=processes)
-    given = _given(memory, device, processes)
-    if given is not None and smallest_budget(needed, device, processes=processes) > given:
-        least, rest = asked.least(memory), asked.shares(memory) + asked.alternatives(memory)
-        if memory.memory_budget is None:
-            raise ConfigError(
-                f"the system has {given:,.0f} bytes free on {device}, but this run needs "
-                f"{least:,}{rest}"
-            )
-        raise ConfigError(
-            f"model.memory_budget is {given:,.0f} bytes on {device}, but this run needs {least:,}: "
-            f"the smallest model.memory_budget that works{rest}"
-        )
-    free = _given(replace(memory, memory_budget=None), device, processes)
-    if given is not None and free is not None and given > free:
+    asked, free = _Asked(weights, stages, device, processes), _free(device, processes)
+    _check_given(asked, memory, free)
+    budget = memory.memory_budget
+    if budget is not None and free is not None and budget > free:
         logger.warning(
             "model.memory_budget is %s bytes, of which %s are free on %s: the system may end this "
             "run for want of memory",
-            f"{given:,.0f}",
+            f"{budget:,.0f}",
             f"{free:,.0f}",
             device,
         )
-    if processes > 1 and device.type == "cpu":
-        check_memory(weights, stages, memory, device)  # the first takes most, and may have a limit
-    beside = available_bytes(processes=processes)
-    if device.type != "cpu" and beside is not None and needed.host > beside:
+    if device.type == "cpu":
+        if processes > 1:  # the first takes most, and may have a limit
+            _check_given(replace(asked, processes=1), memory, _free(device, 1))
+        return
+    beside, host = available_bytes(processes=processes), asked.needed(memory).host
+    if beside is not None and host > beside:
         raise ConfigError(
-            f"this run needs {needed.host:,.0f} bytes of host memory beside {device}"
+            f"this run needs {host:,.0f} bytes of host memory beside {device}"
             f"{asked.together()} and {beside:,} are free: lower model.host_state_bytes, or use "
             f"model.offload=disk"
         )
+
+
+def _check_given(asked: _Asked, memory: MemorySettings, free: float | None) -> None:
+    """Compare with the budget, or with what is free if there is none.
+
+    Raises:
+        ConfigError: it is too little.
+    """
+    budget, device = memory.memory_budget, asked.device
+    given = free if budget is None else budget
+    if given is None or asked.smallest(memory) <= given:
+        return
+    least, rest = asked.least(memory), asked.shares(memory) + asked.alternatives(memory)
+    if budget is None:
+        raise ConfigError(
+            f"the system has {given:,.0f} bytes free on {device}, but this run needs "
+            f"{least:,}{rest}"
+        )
+    raise ConfigError(
+        f"model.memory_budget is {given:,.0f} bytes on {device}, but this run needs {least:,}: "
+        f"the smallest model.memory_budget that works{rest}"
+    )
 
 
 @dataclass(frozen=True)
@@ -215,11 +227,18 @@ class _Asked:
     device: torch.device
     processes: int
 
-    def least(self, memory: MemorySettings, *, processes: int | None = None) -> int:
-        """The smallest budget to recommend, a little above the one that passes now."""
-        count = processes or self.processes
-        needed = footprint(self.weights, self.stages, memory, self.device, processes=count)
-        return smallest_budget(needed, self.device, processes=count) + count * SLACK
+    def needed(self, memory: MemorySettings) -> Footprint:
+        """See `footprint`."""
+        count = self.processes
+        return footprint(self.weights, self.stages, memory, self.device, processes=count)
+
+    def smallest(self, memory: MemorySettings) -> int:
+        """The budget that passes now."""
+        return smallest_budget(self.needed(memory), self.device, processes=self.processes)
+
+    def least(self, memory: MemorySettings) -> int:
+        """The budget to recommend, a little above."""
+        return self.smallest(memory) + self.processes * SLACK
 
     def together(self) -> str:
         """Whose memory it is."""
@@ -231,7 +250,7 @@ class _Asked:
             return ""
         if self.device.type != "cpu":
             return f", for each of its {self.processes} processes"
-        one = self.least(memory, processes=1)
+        one = replace(self, processes=1).least(memory)
         return f"{self.together()}, of which the first takes {one:,}"
 
     def alternatives(self, memory: MemorySettings) -> str:
@@ -251,10 +270,8 @@ class _Asked:
         return shown or "; lower data.calibration_tokens, supernet.feature_bytes or batch_tokens"
 
 
-def _given(memory: MemorySettings, device: torch.device, processes: int) -> float | None:
-    """Bytes that the processes may take on the device in all, or None if nobody knows."""
-    if memory.memory_budget is not None:
-        return memory.memory_budget
+def _free(device: torch.device, processes: int) -> float | None:
+    """Bytes that the processes could take on the device in all, or None if nobody knows."""
     free = free_bytes(device, processes=processes)
     if free is None:
         return None
