@@ -72,6 +72,7 @@ BAD_INPUT = {
     "search.generatons=3": r"no setting search.generatons \(did you mean search.generations\?\)",
     "data=text": r"data.path must be given",
     "data.path=x": r"the chosen settings have no data.path; it belongs to data=text",
+    "data@text=text": r"there is no setting data@text: write data=",
     "data._target_=tyr.data.Nope": r"there is no tyr.data.Nope",
     "data.sequence_length=0": r"data.sequence_length must be at least 2 tokens, got 0",
     "model=null": r"got nonetype: choose a group as group=NAME",

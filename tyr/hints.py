@@ -101,9 +101,10 @@ def _unknown_choice(group: str, word: str, config_dir: Path) -> str:
 def _unknown_key(key: str, config_dir: Path) -> str:
     bare = key.split("@")[0]
     known = [*groups(config_dir), *known_keys(config_dir)]
-    if bare in known:
-        owners = " or ".join(_choices_with(bare, config_dir))
-        return f"the chosen settings have no {bare}; it belongs to {owners}"
+    if bare in known and bare != key:
+        return f"there is no setting {key}: write {bare}=..."
+    if owners := _choices_with(bare, config_dir):
+        return f"the chosen settings have no {bare}; it belongs to {' or '.join(owners)}"
     section = bare.split(".")[0]
     here = [name for name in known if name.startswith(f"{section}.")]
     listed = f"; known under {section}: {', '.join(here)}" if here else ""
