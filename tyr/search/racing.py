@@ -156,8 +156,9 @@ class SequentialRacing:
         chunks = [chunk for piece in pieces for chunk in piece.split(self.chunks)]
         own = len(pieces[-1].split(self.chunks))
         # Copies of one candidate are one entrant: their equal losses would look like knowledge.
-        distinct = list(dict.fromkeys(candidates))
-        entrants = [distinct.index(levels) for levels in candidates]
+        numbers: dict[Levels, int] = {}
+        entrants = [numbers.setdefault(levels, len(numbers)) for levels in candidates]
+        distinct = list(numbers)
         race = _Race(entrants, survivors, self._level(len(distinct), own))
         for number, chunk in enumerate(chunks):
             if race.decided and number and len(distinct) > 1:  # one alone is measured to the end
@@ -227,10 +228,10 @@ class _Race:
         """Rank those still running by all chunks they saw."""
         seen = list(range(len(self._losses)))
         means = {i: self._mean(i, seen) for i in self.running}
-        leader = self._ranked(seen)[0]
-        losses = [means[leader] + self._behind(i, leader) for i in self._entrants]
         finished = [place for place, i in enumerate(self._entrants) if i in means]
         finished.sort(key=lambda place: means[self._entrants[place]])  # stable: ties to the earlier
+        leader = self._entrants[finished[0]]
+        losses = [means[leader] + self._behind(i, leader) for i in self._entrants]
         return Selection(
             losses,
             finished[: self._survivors],
