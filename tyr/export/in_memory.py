@@ -17,6 +17,7 @@ from tyr.export import modeling_tyr
 from tyr.export.config import PrunedSizes, pruned_config
 from tyr.export.tensors import ExportedTensor, ReadStructure, other_tensors, sublayer_part
 from tyr.model.decoder import Decoder
+from tyr.model.skeleton import complete
 
 
 def pruned_model(decoder: Decoder, read: ReadStructure) -> PreTrainedModel:
@@ -36,10 +37,8 @@ def pruned_model(decoder: Decoder, read: ReadStructure) -> PreTrainedModel:
     config._attn_implementation = decoder.config._attn_implementation
     with torch.device("meta"):  # it would be drawn first, dense and in float32
         model: Any = getattr(modeling_tyr, config.architectures[0])(config)
-    model.load_state_dict(state, assign=True, strict=not config.tie_word_embeddings)
-    model.tie_weights()
-    backbone = decoder.architecture.backbone(model)
-    backbone.rotary_emb = type(backbone.rotary_emb)(config=config)  # computed, not stored
+    whole = not config.tie_word_embeddings
+    complete(model, decoder.architecture, state, decoder.device, strict=whole)
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             if buffer.is_meta:  # stands for a weight without inputs

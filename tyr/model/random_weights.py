@@ -42,7 +42,7 @@ def random_weights(
     model = skeleton(config, dtype=compute)
     named = model.named_parameters()
     state = {n: draw(n, like, config, seed).to(storage).to(compute) for n, like in named}
-    complete(model, state, torch.device("cpu"))
+    complete(model, architecture_of(config, source="model"), state, torch.device("cpu"))
     return model
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from tyr.model.architecture import architecture_of
+from tyr.model.architecture import Architecture, architecture_of
 from tyr.model.offload import HostWeights, Residency, Weights
 from tyr.model.placement import MemorySettings, Placement
 
@@ -22,17 +22,26 @@ def skeleton(config: PretrainedConfig, *, dtype: torch.dtype) -> PreTrainedModel
     return cast(PreTrainedModel, model)
 
 
-def complete(model: PreTrainedModel, state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Give a skeleton some of its parameters, its ties, and its rotary tables.
+def complete(
+    model: PreTrainedModel,
+    architecture: Architecture,
+    state: Mapping[str, Tensor],
+    device: torch.device,
+    *,
+    strict: bool = False,
+) -> None:
+    """Give a skeleton parameters, its ties, and its rotary tables.
 
     Args:
         model: on the meta device.
+        architecture: names of its parts.
         state: parameters by name, on the computing device; tied ones once.
         device: computing device.
+        strict: whether all of them are expected, and no others.
     """
-    model.load_state_dict(dict(state), assign=True, strict=False)
+    model.load_state_dict(dict(state), assign=True, strict=strict)
     model.tie_weights()
-    backbone: Any = architecture_of(model.config, source="model").backbone(model)
+    backbone: Any = architecture.backbone(model)
     # Computed, not stored: made anew, and on the CPU, where the stock loader makes them too.
     backbone.rotary_emb = type(backbone.rotary_emb)(config=model.config).to(device)
 
@@ -51,7 +60,7 @@ def lend_blocks(model: PreTrainedModel, weights: Weights, device: torch.device) 
     architecture = architecture_of(model.config, source="model")
     name = architecture.blocks_name(model)
     outside = [n for n, _ in model.named_parameters() if not n.startswith(f"{name}.")]
-    complete(model, weights.read(outside), device)
+    complete(model, architecture, weights.read(outside), device)
     blocks = architecture.blocks(model)
     return Residency(blocks, prefix=name, weights=weights, device=device)
 
