@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.cli import run_cli
+from tests.cli import plan_cli, run_cli
 from tests.model_zoo import PATTERNS, structures_from, zoo_decoder
 from tyr import devices, latency
 from tyr.export.checkpoint import export_checkpoint
@@ -128,9 +129,24 @@ def test_a_run_with_evaluator_latency_keeps_the_contract_and_adds_speed(
     assert (run_dir / "figures" / "latency.png").is_file()
     card = (run_dir / "model" / "README.md").read_text()
     assert "ttft" not in card  # a table of scalars; the file has the rest
-    outcome = run_cli(capsys, "evaluator=latency", "evaluator.inputs=[4000]", *words)
+
+
+@pytest.mark.parametrize("cli", [run_cli, plan_cli])
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("evaluator.inputs=[4000]", "exceed the context of random, 2048"),
+        ("model.offload=disk", "evaluator=latency times the whole model in memory"),
+    ],
+)
+def test_what_latency_cannot_measure_is_refused_before_the_run_begins(
+    word: str, message: str, cli: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("model=random", "evaluator=latency", "debug=fast", f"run_dir={tmp_path / 'run'}")
+    outcome = cli(capsys, *words, word)
     assert outcome.status == 2
-    assert "exceed the context of random, 2048" in outcome.err
+    assert message in outcome.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_beside_those_that_the_index_names_are_not_counted(tmp_path: Path) -> None:

@@ -156,6 +156,9 @@ class Endless:
     def __init__(self, **settings: object) -> None:
         pass
 
+    def check(self, source: object, device: object) -> None:
+        pass
+
     def evaluate(self, model: object, windows: object, *, reference: object) -> None:
         [word] = [word for word in sys.argv if word.startswith("run_dir=")]
         (Path(word.removeprefix("run_dir=")) / "busy").touch()

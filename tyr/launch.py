@@ -111,12 +111,12 @@ def launch(
             partial(
                 prepare,
                 method,
+                evaluator,
                 source,
                 data,
                 job,
                 device=device,
                 machines=machines,
-                baseline=evaluator.uniform_baseline,
                 held=held,
             )
         )
@@ -160,25 +160,25 @@ class Prepared:
 
 def prepare(
     method: Method,
+    evaluator: Evaluator,
     source: ModelSource,
     data: DataSource,
     job: Job,
     *,
     device: torch.device,
     machines: Machines,
-    baseline: bool,
     held: ExitStack,
 ) -> Prepared:
     """Lock the run directory, read the text and open the directory.
 
     Args:
         method: the parts of the method.
+        evaluator: measures models.
         source: where the model comes from.
         data: where the text comes from.
         job: the run as it was asked for.
         device: of the first process.
         machines: the processes of the run.
-        baseline: whether the uniform allocation is pruned and measured too.
         held: keeps the lock for as long as it is open.
 
     Raises:
@@ -192,13 +192,7 @@ def prepare(
     method.search.check_text(len(splits.search), splits.search.shape[1])
     sparsity = config["sparsity"]
     plan = plan_run(
-        method,
-        source,
-        data,
-        sparsity=sparsity,
-        device=device,
-        machines=machines,
-        baseline=baseline,
+        method, evaluator, source, data, sparsity=sparsity, device=device, machines=machines
     )
     stages = [stage.held for stage in plan.stages]
     check_memory(plan.weights, stages, source.memory, device, processes=machines.devices)
@@ -286,15 +280,20 @@ def check_plan(method: Method, source: ModelSource, data: DataSource, *, sparsit
 
 def plan_run(
     method: Method,
+    evaluator: Evaluator,
     source: ModelSource,
     data: DataSource,
     *,
     sparsity: float,
     device: torch.device,
     machines: Machines,
-    baseline: bool,
 ) -> RunPlan:
-    """What a run that passed `check_plan` will cost; `baseline`: see `Planner`."""
+    """What a run that passed `check_plan` will cost on a device.
+
+    Raises:
+        TyrError: what it asks for cannot be measured there.
+    """
+    evaluator.check(source, device)
     storage, compute = source.precisions(device)
     planner = Planner(
         method,
@@ -303,7 +302,7 @@ def plan_run(
         sparsity=sparsity,
         storage=storage,
         compute=compute,
-        baseline=baseline,
+        baseline=evaluator.uniform_baseline,
     )
     return planner.plan(source.memory, device, machines)
 

@@ -187,12 +187,12 @@ def show_plan(config: DictConfig) -> None:
     machines, dtype = trainer.machines(), source.precisions(device)[1]
     plan = plan_run(
         method,
+        evaluator,
         source,
         data,
         sparsity=config.sparsity,
         device=device,
         machines=machines,
-        baseline=evaluator.uniform_baseline,
     )
     plain = isinstance(evaluator, PerplexityEvaluator)
     notes = () if plain else ("Of what the evaluator measures only perplexity is counted.",)

@@ -11,6 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
+from transformers import PretrainedConfig
+
 from tyr.errors import ConfigError
 from tyr.evaluate.engines import TORCH_ENGINES, Engine, TorchEngine
 from tyr.evaluate.latency import Protocol, check_lengths, measure, workloads
@@ -18,6 +21,7 @@ from tyr.evaluate.perplexity import LanguageModel, PerplexityEvaluator, Quality
 from tyr.hints import near
 from tyr.memory import available_bytes, check_fits
 from tyr.model.decoder import Decoder, PrunedDecoder
+from tyr.model.source import ModelSource
 
 Materialise = Callable[[Decoder, Any], Any]
 
@@ -76,22 +80,23 @@ class LatencyEvaluator:
         )
         self.uniform_baseline = uniform_baseline
 
+    def check(self, source: ModelSource, device: torch.device) -> None:
+        """See `perplexity.Evaluator.check`.
+
+        Raises:
+            ConfigError: a workload exceeds the context of the model, or blocks are on disk.
+        """
+        offloaded = source.memory.on(device) != "none"
+        self._check(source.configuration(), offloaded=offloaded, name=source.name)
+
     def evaluate(self, model: LanguageModel, windows: Any, *, reference: Decoder) -> Quality:
         """See `perplexity.Evaluator.evaluate`.
 
         Raises:
-            ConfigError: a workload exceeds the context of the model, or blocks are on disk.
+            ConfigError: see `check`.
             ModelError: there is no memory for a copy of the pruned model.
         """
-        if reference.offloaded:
-            raise ConfigError(
-                "evaluator=latency times the whole model in memory, but model.offload keeps its "
-                "blocks elsewhere: use model.offload=none, or export and measure the two "
-                "directories with python -m tyr.latency"
-            )
-        check_lengths(
-            int(reference.config.max_position_embeddings), self._wanted, name=reference.name
-        )
+        self._check(reference.config, offloaded=reference.offloaded, name=reference.name)
         quality = self._perplexity.evaluate(model, windows, reference=reference)
         models = {"dense": reference.model}
         if isinstance(model, PrunedDecoder):
@@ -105,6 +110,15 @@ class LatencyEvaluator:
             }
             rows += measure(engines, self._wanted, self._protocol)
         return replace(quality, latency=[asdict(row) for row in rows])
+
+    def _check(self, config: PretrainedConfig, *, offloaded: bool, name: str) -> None:
+        if offloaded:
+            raise ConfigError(
+                "evaluator=latency times the whole model in memory, but model.offload keeps its "
+                "blocks elsewhere: use model.offload=none, or export and measure the two "
+                "directories with python -m tyr.latency"
+            )
+        check_lengths(int(config.max_position_embeddings), self._wanted, name=name)
 
 
 def _check_memory(reference: Decoder) -> None:

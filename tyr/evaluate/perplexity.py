@@ -23,6 +23,7 @@ from tyr.errors import ConfigError, NumericsError
 from tyr.events import TaskScore
 from tyr.losses import kl_divergences, next_token_losses
 from tyr.model.decoder import Decoder
+from tyr.model.source import ModelSource
 
 LARGEST_LOSS = 700.0  # exp of more overflows a float
 
@@ -63,6 +64,17 @@ class Evaluator(Protocol):
 
     uniform_baseline: bool  # also prune to the uniform allocation and measure that model
 
+    def check(self, source: ModelSource, device: torch.device) -> None:
+        """Refuse, before any work, what could not be measured.
+
+        Args:
+            source: the dense model, of which no weight is read.
+            device: computing device.
+
+        Raises:
+            ConfigError: the model or where it is kept rules a measurement out.
+        """
+
     def evaluate(self, model: LanguageModel, windows: Tensor, *, reference: Decoder) -> Quality:
         """Quality of `model`; `reference` is the dense one, with the tokenizer of both."""
 
@@ -80,6 +92,9 @@ class PerplexityEvaluator:
             raise ConfigError(f"evaluator.batch_tokens must be at least 1, got {batch_tokens}")
         self.batch_tokens = batch_tokens
         self.uniform_baseline = uniform_baseline
+
+    def check(self, source: ModelSource, device: torch.device) -> None:
+        """Nothing to refuse."""
 
     @torch.no_grad()
     def evaluate(

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tyr.evaluate.harness import Harness
@@ -20,6 +21,7 @@ from tyr.evaluate.perplexity import LanguageModel, PerplexityEvaluator, Quality
 from tyr.evaluate.questions import FileTasks, HubTasks
 from tyr.evaluate.together import walks
 from tyr.model.decoder import Decoder
+from tyr.model.source import ModelSource
 
 
 class StockModel:
@@ -65,6 +67,9 @@ class TaskEvaluator:
     def __init__(self, harness: Harness, perplexity: PerplexityEvaluator) -> None:
         self.harness, self._perplexity = harness, perplexity
         self.uniform_baseline = perplexity.uniform_baseline
+
+    def check(self, source: ModelSource, device: torch.device) -> None:
+        """Nothing to refuse."""
 
     def evaluate(self, model: LanguageModel, windows: Tensor, *, reference: Decoder) -> Quality:
         """See `Evaluator.evaluate`."""
