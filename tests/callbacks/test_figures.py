@@ -62,6 +62,22 @@ def test_the_search_curve_runs_through_all_iterations_in_order() -> None:
     assert axis.get_yscale() == "linear"
 
 
+@pytest.mark.parametrize(
+    "generations",
+    [[1], [50, 1], [15] * 4, [1] * 7, [1] * 12, [1] * 120, [30, 1, 1, 2, 1, 1, 40]],
+    ids=lambda counts: f"{len(counts)}x{counts[0]}",
+)
+def test_the_names_of_iterations_do_not_overprint(generations: list[int]) -> None:
+    points = {(t, g): point(3.0, 3.5) for t, count in enumerate(generations) for g in range(count)}
+    figure = draw_search(points)
+    figure.draw_without_rendering()
+    labels = sorted((t.get_window_extent() for t in figure.axes[0].texts), key=lambda box: box.x0)
+    assert all(left.x1 < right.x0 for left, right in pairwise(labels))
+    assert labels[0].x0 >= 0
+    assert labels[-1].x1 <= figure.bbox.x1
+    assert "iteration" in texts(figure.axes[0])[0]
+
+
 def test_losses_far_apart_are_drawn_on_a_log_axis() -> None:
     points = {(0, g): point(10.0 ** (2 - g), 200.0) for g in range(3)}
     assert draw_search(points).axes[0].get_yscale() == "log"

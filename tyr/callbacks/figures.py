@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 KIND_TITLES: dict[Kind, str] = {"attn": "attention", "ffn": "FFN"}
 MOST_ANNOTATED_BLOCKS = 40
+# Share of an axis that `iteration 10` and `100` take with some air around them.
+WORD_WIDTH, NUMBER_WIDTH = 0.13, 0.035
 LOG_RANGE = 20  # losses further apart than this factor are drawn on a log axis
 
 
@@ -167,24 +169,43 @@ def _annotate_cells(axis: Axes, percent: Sequence[Sequence[float]]) -> None:
 
 
 def _mark_iterations(axis: Axes, positions: Sequence[tuple[int, int]]) -> None:
-    """Label where every iteration starts; `positions` are (iteration, generation), sorted."""
-    previous = None
+    """Label where every iteration starts; `positions` are (iteration, generation), sorted.
+
+    Where the words would overprint, the word is said once, before the axis, and numbers follow: as
+    many as there is room for.
+    """
+    starts: dict[int, int] = {}  # iteration to its first generation, counted through
     for index, (iteration, _) in enumerate(positions):
-        if iteration == previous:
-            continue
-        if previous is not None:
-            axis.axvline(index + 0.5, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
-        previous = iteration
-        axis.annotate(
-            f"iteration {iteration + 1}",
-            (index + 0.5, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(2, 3),
-            textcoords="offset points",
-            va="bottom",
-            size=9,
-            color="#555555",
-        )
+        starts.setdefault(iteration, index)
+    for start in list(starts.values())[1:]:
+        axis.axvline(start + 0.5, color=GREY, linewidth=0.8, linestyle=(0, (1, 2)))
+    ends = [*list(starts.values())[1:], len(positions)]
+    widths = [end - start for start, end in zip(starts.values(), ends, strict=True)]
+    spelled = all(width >= WORD_WIDTH * len(positions) for width in widths)
+    if not spelled and positions:
+        _above(axis, "iteration", 0.5, ha="right", offset=-4)
+    last = float("-inf")
+    for iteration, start in starts.items():
+        if spelled:
+            _above(axis, f"iteration {iteration + 1}", start + 0.5)
+        elif start - last >= NUMBER_WIDTH * len(positions):
+            _above(axis, str(iteration + 1), start + 0.5)
+            last = start
+
+
+def _above(axis: Axes, text: str, x: float, *, ha: str = "left", offset: int = 2) -> None:
+    """A small grey label on top of the axis."""
+    axis.annotate(
+        text,
+        (x, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(offset, 3),
+        textcoords="offset points",
+        ha=ha,
+        va="bottom",
+        size=9,
+        color="#555555",
+    )
 
 
 def _by_block(
