@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,26 @@ def test_a_bad_value_of_a_sweep_ends_its_own_job_only(launcher: str, tmp_path: P
     [folder] = [path.parent for path in tmp_path.glob("*/config.yaml")]
     assert (folder / "finished.json").is_file()
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [folder.name]
+
+
+@pytest.mark.slow
+def test_the_same_sweep_with_resume_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    words = ("debug=fast", "callbacks=quiet", "logger=csv", "iterations=0", "sparsity=0.25,0.5")
+
+    def sweep(*more: str) -> None:
+        command = [*RUN, *words, *more]
+        subprocess.run(command, check=True, cwd=tmp_path, env=environment(), timeout=300)
+
+    sweep()
+    first, second = sorted(tmp_path.glob("outputs/*/*/finished.json"))
+    begun = first.read_bytes()
+    first.unlink()  # as killed in its last moment; the second had not begun
+    shutil.rmtree(second.parent)
+    sweep("resume=true")
+    assert first.read_bytes() == begun
+    finished = sorted(tmp_path.glob("outputs/*/*/finished.json"))
+    assert [path.parent.name for path in finished] == [first.parent.name, second.parent.name]
+    assert len(list(tmp_path.glob("outputs/*/*/config.yaml"))) == 2
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ and of several processes that of the one that failed.
 
 from __future__ import annotations
 
+import glob
 import json
 import logging
 import os
@@ -106,18 +107,29 @@ def command_line(overrides: list[str]) -> str:
 
 
 def run_directory(config: DictConfig, overrides: list[str]) -> Path:
-    """Where this run lives; `resume=true` without a run_dir means the newest matching one."""
-    chosen = Path(HydraConfig.get().runtime.output_dir)
-    named = any(word.split("=")[0] in ("run_dir", "hydra.run.dir") for word in overrides)
-    if config.resume and not named:
-        pattern = f"{config.model.name}-{config.sparsity}-*"
-        earlier = [d for d in chosen.parent.glob(pattern) if (d / "config.yaml").is_file()]
-        if not earlier:
-            raise ConfigError(
-                f"resume=true found no run {chosen.parent / pattern}: name one with run_dir=DIR"
-            )
-        return max(earlier, key=lambda d: d.name)
-    return chosen
+    """Where this run lives; `resume=true` without a run_dir means the newest matching one.
+
+    A job of a sweep that finds none is one that the interrupted sweep had not begun.
+
+    Raises:
+        ConfigError: no run matches.
+    """
+    hydra_config = HydraConfig.get()
+    chosen = Path(hydra_config.runtime.output_dir)
+    folders = ("run_dir", "hydra.run.dir", "hydra.sweep.dir")
+    named = any(word.split("=")[0] in folders for word in overrides)
+    if named or not config.resume:
+        return chosen
+    sweep = hydra_config.mode == RunMode.MULTIRUN
+    place, pattern = chosen.parent, f"{config.model.name}-{config.sparsity}-*"
+    if sweep:  # RUN/JOB: the same job of an earlier sweep has the same name
+        place, pattern = place.parent, f"{pattern}/{glob.escape(chosen.name)}"
+    earlier = [folder for folder in place.glob(pattern) if (folder / "config.yaml").is_file()]
+    if earlier:
+        return max(earlier)
+    if sweep:
+        return chosen
+    raise ConfigError(f"resume=true found no run {place / pattern}: name one with run_dir=DIR")
 
 
 def execute(config: DictConfig) -> None:
