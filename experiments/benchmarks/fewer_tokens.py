@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from fewer_tokens_bench import FULL, TOY, VARIANTS, Bench, built_in, stories
 from fewer_tokens_report import (
+    ENGINE,
     FAST,
     PAPER,
     Runs,
@@ -45,6 +46,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--out", type=Path, default=Path("outputs/fewer_tokens"))
     options.add_argument("--results", type=Path, default=RESULTS)
     options.add_argument("--shared", type=Path, default=Path("../shared"))
+    options.add_argument(
+        "--engine", type=Path, default=ENGINE, help="recorded on a machine like this one"
+    )
     options.add_argument("--threads", type=int, default=1)
     options.add_argument("--toy", action="store_true", help="seconds, to see that it runs")
     options.add_argument("--only", nargs="*", choices=MODELS)
@@ -55,7 +59,7 @@ def parser() -> argparse.ArgumentParser:
 def write(runs: dict[str, Runs], given: argparse.Namespace, *, seconds: float) -> None:
     """Results of the searches so far."""
     runs = {name: of_model for name, of_model in runs.items() if of_model[PAPER]}
-    gain = engine_gain()
+    gain = engine_gain(given.engine)
     summaries = {name: summarise(of_model, gain) for name, of_model in runs.items()}
     measured = [name for name, s in summaries.items() if FAST in s]
     sections = [
@@ -63,9 +67,9 @@ def write(runs: dict[str, Runs], given: argparse.Namespace, *, seconds: float) -
         "model, nats per token) is at most the one that the paper's schedule of the same seed ends "
         "with. Ratios are means over the seeds that arrived; seconds are of the processor, one "
         f'thread. "In all" multiplies them by the {gain:.2f} that the engine gains over '
-        f"one-by-one evaluation by the clock ({engine_gain('cpu_ratio'):.2f} by processor time; "
-        "supernet_and_generation.md). In the first table a seed that did not arrive counts as "
-        "zero.",
+        f"one-by-one evaluation by the clock ({engine_gain(given.engine, 'cpu_ratio'):.2f} by "
+        f"processor time; {given.engine.stem}.md). In the first table a seed that did not arrive "
+        "counts as zero.",
         "",
         *verdicts({"models": summaries}, goals(measured)),
         "",

@@ -30,13 +30,14 @@ PAPER, FAST = "paper", "all options"
 ENGINE = Path(__file__).parent / "results" / "supernet_and_generation.json"
 
 
-def engine_gain(key: str = "ratio") -> float:
+def engine_gain(results: Path, key: str = "ratio") -> float:
     """What the engine gains in one float32 generation over one-by-one evaluation, as recorded.
 
     Args:
+        results: of supernet_and_generation.py, on the machine of the searches.
         key: `ratio` by the clock, `cpu_ratio` by processor time.
     """
-    figures = json.loads(ENGINE.read_text(encoding="utf-8"))["figures"]
+    figures = json.loads(results.read_text(encoding="utf-8"))["figures"]
     return float(figures["generation"][key])
 
 
