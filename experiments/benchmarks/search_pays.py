@@ -15,12 +15,24 @@ import os
 import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from report import describe_run, table, write_results
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).resolve().parents[2]
-BASE = ("logger=csv", "callbacks=quiet", "data.evaluation_tokens=32768")
+EVALUATED = 32768
+BASE = ("logger=csv", "callbacks=quiet", f"data.evaluation_tokens={EVALUATED}")
+# Rows of the final table, and what they are called here.
+ROWS = {
+    "uniform": "uniform",
+    "tyr": "searched, re-pruned",
+    "tyr_supernet": "searched, supernet",
+}
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,7 @@ def run(words: tuple[str, ...], run_dir: Path) -> dict[str, dict[str, float]]:
     return {**rows, **summary["variants"]}
 
 
-def measure(setting: Setting, out: Path, smoke: tuple[str, ...]) -> dict[str, object]:
+def measure(setting: Setting, out: Path, smoke: tuple[str, ...]) -> dict[str, Any]:
     """KL of every row of every seed."""
     slug = setting.name.replace(" ", "-").replace("%", "percent").replace(",", "").replace("'", "")
     runs = [
@@ -76,22 +88,20 @@ def spread(values: list[float]) -> str:
     return f"{statistics.mean(values):.4f} ({min(values):.4f}-{max(values):.4f})"
 
 
-def table(measured: list[dict[str, object]]) -> str:
+def summary(measured: Sequence[dict[str, Any]]) -> list[str]:
     """Markdown: one line per setting."""
-    lines = [
-        "| setting | seeds | KL uniform | KL searched, re-pruned | KL searched, supernet "
-        "| perplexity uniform | perplexity searched, re-pruned | supernet |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    header = ["setting", "seeds", "searched beats uniform"]
+    header += [f"{key} {row}" for key in ("KL", "perplexity") for row in ROWS.values()]
+    lines = []
     for entry in measured:
         runs = entry["runs"]
-        assert isinstance(runs, list)
-        cells = [str(entry["name"]), str(len(runs))]
-        for key in ("kl", "perplexity"):
-            for row in ("uniform", "tyr", "tyr_supernet"):
-                cells.append(spread([r[row][key] for r in runs]))
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        wins = sum(run["tyr"]["kl"] < run["uniform"]["kl"] for run in runs)
+        cells = [entry["name"], str(len(runs)), f"{wins} of {len(runs)}"]
+        cells += [
+            spread([r[row][key] for r in runs]) for key in ("kl", "perplexity") for row in ROWS
+        ]
+        lines.append(cells)
+    return table(header, lines)
 
 
 def main() -> None:
@@ -104,22 +114,31 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = range(len(SETTINGS)) if arguments.only is None else arguments.only
     smoke = tuple(arguments.smoke)
+    begun = time.perf_counter()
     measured = [measure(SETTINGS[index], arguments.out, smoke) for index in chosen]
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    (arguments.results / "search_pays.json").write_text(json.dumps(measured, indent=1) + "\n")
-    first = measured[0]["runs"]
-    assert isinstance(first, list)
-    dense = first[0]["dense"]["perplexity"]
-    text = (
-        "# When the search pays, built-in model\n\n"
-        "`python experiments/benchmarks/search_pays.py`; settings as in the script. Mean over "
-        "seeds, lowest and highest in brackets; 32,768 evaluation tokens of modules that neither "
-        f"calibration nor search has read. Dense perplexity {dense:.3f}. The search gains more "
-        "than its seeds differ where the highest KL of the searched model is below the uniform "
-        f"one's.\n\n{table(measured)}\n"
+    threads = len(os.sched_getaffinity(0))  # what each run takes
+    content = {
+        **describe_run(threads, seed=0),
+        "seconds": time.perf_counter() - begun,
+        "settings": measured,
+    }
+    dense = measured[0]["runs"][0]["dense"]["perplexity"]
+    sections = [
+        f"Mean over seeds, lowest and highest in brackets; {EVALUATED:,} evaluation tokens of "
+        "modules that neither calibration nor search has read. KL in nats per token to the dense "
+        f"model, whose perplexity is {dense:.3f}. The seed moves the search alone, so uniform has "
+        "no spread.",
+        "",
+        *summary(measured),
+        "",
+        *[f"- {entry['name']}: `{' '.join(entry['words'])}`" for entry in measured],
+    ]
+    write_results(
+        arguments.results / "search_pays",
+        content,
+        title="When the search pays, built-in model",
+        sections=sections,
     )
-    (arguments.results / "search_pays.md").write_text(text)
-    print(text)
 
 
 if __name__ == "__main__":
