@@ -15,7 +15,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +60,15 @@ SETTINGS = (
 )
 
 
-def run(words: tuple[str, ...], run_dir: Path) -> dict[str, dict[str, float]]:
-    """Rows of a finished run; an interrupted one is continued, a finished one only read."""
+def run(words: tuple[str, ...], run_dir: Path) -> dict[str, Any]:
+    """Rows of a finished run, and what it took; a finished one is only read, others go on."""
     command = [sys.executable, "-m", "tyr.run", *BASE, *words, f"run_dir={run_dir}", "resume=true"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, check=True, env=environment)
     summary = json.loads((run_dir / "summary.json").read_text())
     rows = {name: summary[name] for name in ("dense", "uniform", "tyr")}
-    return {**rows, **summary["variants"]}
+    seconds = json.loads((run_dir / "durations.json").read_text())["total"]
+    return {**rows, **summary["variants"], "seconds": seconds}
 
 
 def measure(setting: Setting, out: Path, smoke: tuple[str, ...]) -> dict[str, Any]:
@@ -114,12 +114,11 @@ def main() -> None:
     arguments = parser.parse_args()
     chosen = range(len(SETTINGS)) if arguments.only is None else arguments.only
     smoke = tuple(arguments.smoke)
-    begun = time.perf_counter()
     measured = [measure(SETTINGS[index], arguments.out, smoke) for index in chosen]
     threads = len(os.sched_getaffinity(0))  # what each run takes
     content = {
         **describe_run(threads, seed=0),
-        "seconds": time.perf_counter() - begun,
+        "seconds": sum(run["seconds"] for entry in measured for run in entry["runs"]),
         "settings": measured,
     }
     dense = measured[0]["runs"][0]["dense"]["perplexity"]

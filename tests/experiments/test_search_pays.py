@@ -27,11 +27,14 @@ def test_every_seed_of_a_setting_is_measured_and_tabled(
     smoke = ["--smoke", "debug=fast", "data.evaluation_tokens=1024"]
     monkeypatch.setattr(sys, "argv", ["search_pays.py", *words, *smoke])
     search_pays.main()
-    (entry,) = json.loads((tmp_path / "search_pays.json").read_text())["settings"]
+    written = json.loads((tmp_path / "search_pays.json").read_text())
+    (entry,) = written["settings"]
     assert len(entry["runs"]) == 3
     for run in entry["runs"]:
         assert {"dense", "uniform", "tyr", "tyr_supernet"} <= set(run)
         assert run["dense"]["kl"] < run["uniform"]["kl"]
+        assert run["seconds"] > 0
+    assert written["seconds"] == sum(run["seconds"] for run in entry["runs"])
     assert f"| {entry['name']} | 3 |" in (tmp_path / "search_pays.md").read_text()
 
 
