@@ -209,10 +209,10 @@ class SupernetStore:
             try:
                 content = json.loads(manifest.read_text(encoding="utf-8"))
                 if content["format"] == FORMAT and content["header"] == self.header:
-                    self._entries = dict(content["sublayers"])
+                    self._entries = _usable(content["sublayers"])
                     return
                 logger.warning("%s belongs to other settings: starting it afresh", manifest)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, LookupError, TypeError, AttributeError):
                 logger.warning("%s is damaged: this supernet will be rebuilt", manifest)
         if self.directory.exists():
             self.delete()
@@ -224,6 +224,17 @@ class SupernetStore:
         content = {"format": FORMAT, "header": self.header, "sublayers": ordered}
         write_json(self.directory / MANIFEST, content, sync=True)
         self._entries = ordered
+
+
+def _usable(entries: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Entries of a manifest, without those that damage has left no size or digest."""
+    usable = {}
+    for name, entry in entries.items():
+        if isinstance(entry.get("bytes"), int) and isinstance(entry.get("sha256"), str):
+            usable[name] = entry
+        else:
+            logger.warning("the manifest says too little of %s: it will be rebuilt", name)
+    return usable
 
 
 def _sha256(path: Path) -> str:
