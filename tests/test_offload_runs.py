@@ -112,7 +112,7 @@ def test_blocks_and_states_on_disk_change_no_byte_of_a_run(
     streamed = run(PretrainedModel(str(checkpoint), **TIGHT), tmp_path / "disk", paper())
     assert streamed == whole
     assert digests(tmp_path / "disk") == digests(tmp_path / "none")
-    rows = json.loads((tmp_path / "disk" / "evaluation.json").read_text())
+    rows = json.loads((tmp_path / "disk" / "evaluation.json").read_text())["rows"]
     assert set(rows) == {"dense", "tyr", "uniform", "tyr_supernet"}
 
 

@@ -193,6 +193,21 @@ def test_a_search_on_another_grid_does_not_count(run: RunDirectory) -> None:
 BROKEN = ["", "{", '{"grid": ', "[1]", "null", '"text"', "\x00"]
 
 
+def test_no_flipped_bit_of_a_search_passes_for_where_it_stood(run: RunDirectory) -> None:
+    run.save_search(0, GRID, STATE)
+    path = run.path / "iteration-0" / "search.json"
+    whole = path.read_bytes()
+    start = run.search_state(1, GRID)
+    found = []
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        found.append(run.search_state(0, GRID))
+    assert all(state in (STATE, start) for state in found)
+    assert found.count(STATE) < 0.01 * len(found), "digits that no float64 holds"
+
+
 @pytest.mark.parametrize("content", BROKEN)
 def test_a_damaged_search_starts_that_search_again_and_nothing_else(
     run: RunDirectory, content: str, caplog: pytest.LogCaptureFixture

@@ -6,6 +6,7 @@ for a power cut too; it costs milliseconds, so files that are rewritten after ev
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 UNRECORDED = "going on without what it recorded"
+SEAL = "sha256"  # key of a sealed object
 
 
 @contextmanager
@@ -68,21 +70,36 @@ def write_json(path: Path, content: object, *, sync: bool = False) -> None:
     write_text(path, json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", sync=sync)
 
 
-def read_json(path: Path, parse: Callable[[dict[str, Any]], T], *, without: str) -> T | None:
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Replace `path` by a JSON object that holds its own SHA-256, synced; see `read_json`.
+
+    For what a continued run believes: a digit that changed on the disk would change its results.
+    """
+    finite = _finite(content)
+    write_json(path, {**finite, SEAL: _digest(finite)}, sync=True)
+
+
+def read_json(
+    path: Path, parse: Callable[[dict[str, Any]], T], *, without: str, sealed: bool = False
+) -> T | None:
     """What a JSON object written here says, or None when the file is absent or damaged.
 
     Damage is said aloud: a power cut may leave an empty file, which is no reason to stop a run.
 
     Args:
         path: of the file.
-        parse: what to make of the object; a KeyError, TypeError or ValueError is damage.
+        parse: what to make of the object; an error of a lookup, a type or a value is damage.
         without: what follows from damage, to end the sentence `FILE is damaged: ...`.
+        sealed: written by `write_sealed`; another digest than the one it holds is damage.
     """
     try:
-        return parse(dict(json.loads(path.read_text(encoding="utf-8"))))
+        content = dict(json.loads(path.read_text(encoding="utf-8")))
+        if sealed and content.pop(SEAL) != _digest(content):
+            raise ValueError("the digest is that of another content")
+        return parse(content)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, LookupError, AttributeError):
         logger.warning("%s is damaged: %s", path, without)
         return None
 
@@ -92,7 +109,12 @@ def read_record(path: Path) -> dict[str, Any]:
     return read_json(path, dict, without=UNRECORDED) or {}
 
 
-def _finite(value: object) -> object:
+def _digest(content: Mapping[str, Any]) -> str:
+    """SHA-256 of an object as JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -25,7 +25,7 @@ import yaml
 
 from tyr.errors import ResumeError
 from tyr.events import EvaluationRow, TaskScore
-from tyr.files import read_json, write_json, write_text, writing
+from tyr.files import read_json, write_json, write_sealed, write_text, writing
 from tyr.search.archive import Evaluation
 from tyr.search.evolution import SearchState
 from tyr.sparsity import Allocation, LevelGrid
@@ -128,18 +128,18 @@ class RunDirectory:
 
     def evaluations(self) -> dict[str, EvaluationRow]:
         """Rows measured so far."""
-        return self._read("evaluation.json", _evaluation_rows) or {}
+        return self._read("evaluation.json", _evaluation_rows, sealed=True) or {}
 
     def save_evaluation(self, name: str, row: EvaluationRow) -> None:
         """Add a row to evaluation.json."""
         rows = {**self.evaluations(), name: row}
-        write_json(
-            self.path / "evaluation.json", {key: asdict(r) for key, r in rows.items()}, sync=True
-        )
+        content = {key: asdict(measured) for key, measured in rows.items()}
+        write_sealed(self.path / "evaluation.json", {"rows": content})
 
     def search_state(self, iteration: int, grid: LevelGrid) -> SearchState:
         """Where an iteration's search stands; its start when nothing usable is recorded."""
-        recorded = self._read(f"iteration-{iteration}/search.json", _search_record)
+        name = f"iteration-{iteration}/search.json"
+        recorded = self._read(name, _search_record, sealed=True)
         if recorded is None or recorded[0] != json.loads(json.dumps(grid.as_dict())):
             return SearchState(0, (0,) * (2 * grid.units.num_blocks))
         return recorded[1]
@@ -147,7 +147,7 @@ class RunDirectory:
     def save_search(self, iteration: int, grid: LevelGrid, state: SearchState) -> None:
         """Replace an iteration's search.json."""
         path = self.path / f"iteration-{iteration}" / "search.json"
-        write_json(path, {"grid": grid.as_dict(), "state": _search_content(state)}, sync=True)
+        write_sealed(path, {"grid": grid.as_dict(), "state": _search_content(state)})
 
     def drop_supernets(self, before: int) -> None:
         """Delete the supernets of earlier iterations."""
@@ -161,7 +161,7 @@ class RunDirectory:
             allocation: removed units of every sublayer.
             keep: supernets to leave: `last`, `all` or `none`.
         """
-        write_json(self.path / "finished.json", allocation.as_dict(), sync=True)
+        write_sealed(self.path / "finished.json", allocation.as_dict())
         for name in ("finish", "uniform"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         if keep == "none":
@@ -170,7 +170,7 @@ class RunDirectory:
 
     def finished_allocation(self) -> Allocation | None:
         """The allocation of a finished run, else None."""
-        return self._read("finished.json", Allocation.from_dict)
+        return self._read("finished.json", Allocation.from_dict, sealed=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -197,9 +197,12 @@ class RunDirectory:
         finally:
             os.close(handle)
 
-    def _read(self, name: str, parse: Callable[[dict[str, Any]], T]) -> T | None:
+    def _read(
+        self, name: str, parse: Callable[[dict[str, Any]], T], *, sealed: bool = False
+    ) -> T | None:
         """A JSON file written here, or None when it is absent or damaged (said aloud)."""
-        return read_json(self.path / name, parse, without="what it recorded will be done again")
+        without = "what it recorded will be done again"
+        return read_json(self.path / name, parse, without=without, sealed=sealed)
 
     def _check_same(self, earlier: str, config_yaml: str) -> None:
         try:
@@ -226,7 +229,7 @@ class RunDirectory:
 
 
 def _evaluation_rows(content: Mapping[str, Any]) -> dict[str, EvaluationRow]:
-    return {name: _evaluation_row(row) for name, row in content.items()}
+    return {name: _evaluation_row(row) for name, row in content["rows"].items()}
 
 
 def _evaluation_row(row: Mapping[str, Any]) -> EvaluationRow:

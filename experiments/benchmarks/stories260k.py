@@ -156,7 +156,7 @@ class Bench:
                     command="",
                 ),
             )
-            rows = json.loads((Path(folder) / "run" / "evaluation.json").read_text())
+            rows = json.loads((Path(folder) / "run" / "evaluation.json").read_text())["rows"]
         return {
             f"{name} {key}": row[key] for name, row in rows.items() for key in ("perplexity", "kl")
         }

@@ -186,7 +186,7 @@ def sublayers(folder: Path) -> int | None:
 def evaluated(run_dir: Path) -> int:
     """Models measured so far."""
     path = run_dir / "evaluation.json"
-    return len(json.loads(path.read_text())) if path.exists() else 0
+    return len(json.loads(path.read_text())["rows"]) if path.exists() else 0
 
 
 class Log:
