@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.profiler import ProfilerActivity, profile
 
-# Their results are numbers on the host, or have sizes that depend on values.
-WAITING = ("aten._local_scalar_dense", "aten.nonzero", "aten.masked_select", "aten.unique")
+# Their results are numbers on the host, or have sizes that depend on values. Indexing by a mask
+# calls nonzero.
+WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "unique_")
 
 
-class HostWaits(TorchDispatchMode):
-    """`counts`: operation to how often it was called while the `with` block ran."""
+class HostWaits:
+    """`counts`: operation to how often it ran within the `with` block, however deep in another."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.counts: Counter[str] = Counter()
+        self._profile = profile(activities=[ProfilerActivity.CPU])
 
-    def __torch_dispatch__(
-        self,
-        function: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        name = str(function)
-        by_mask = name.startswith("aten.index") and any(
-            isinstance(index, torch.Tensor) and index.dtype == torch.bool
-            for indices in args[1:]
-            if isinstance(indices, list | tuple)
-            for index in indices
-        )
-        if by_mask or name.startswith(WAITING):
-            self.counts["mask" if by_mask else name.split(".")[1]] += 1
-        return function(*args, **(kwargs or {}))
+    def __enter__(self) -> HostWaits:
+        self._profile.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._profile.__exit__(*error)
+        for event in self._profile.events() or ():
+            name = event.name.removeprefix("aten::")
+            if name.startswith(WAITING):
+                self.counts[name] += 1

@@ -224,14 +224,24 @@ def test_the_running_state_stays_that_of_a_fresh_solution(
     assert flushed or panel > 40, "the inverse was never updated"
 
 
-def test_a_step_waits_for_an_accelerator_once_whether_last_units_go_or_not() -> None:
-    data = random_data(40, 1, tokens=120)
+@pytest.mark.parametrize("group", [6, 16])  # 16: the paper's, A.3
+def test_a_step_waits_for_an_accelerator_once_whether_last_units_go_or_not(group: int) -> None:
+    data = random_data(100, 1, tokens=300)
     state = GreedyPass(data.self_problem(), criterion=Taylor(), rng=derive_generator(0))
     for _ in range(6):
         with HostWaits() as waits:
-            state.remove(6)
+            state.remove(group)
         # Whether the factorisation succeeded. Some 900 steps prune an FFN of 14,336 neurons.
         assert waits.counts == {"_local_scalar_dense": 1}
+
+
+def test_waits_inside_of_operations_are_counted() -> None:
+    numbers = torch.arange(40)
+    with HostWaits() as waits:
+        numbers[numbers > 3]
+        torch.isin(numbers, numbers[:20])
+        float(numbers[0])
+    assert waits.counts.keys() == {"nonzero", "_unique", "_local_scalar_dense"}
 
 
 def test_the_problem_is_not_changed() -> None:

@@ -197,9 +197,9 @@ class GreedyPass:
         depends on values, for which an accelerator would have to be waited for.
         """
         left = self._alive - len(slots)
-        last = torch.arange(left, self._alive, device=slots.device)
-        gone = torch.isin(last, slots).to(torch.uint8)
-        movers = last[gone.argsort(stable=True)]  # who stay first, then who go, each ascending
+        gone = torch.zeros(self._alive, dtype=torch.uint8, device=slots.device)
+        gone[slots] = 1
+        movers = left + gone[left:].argsort(stable=True)  # of the last: who stay, then who go
         for values in (self._unit, self._diagonal):
             values[slots] = values[movers]
         to, source = (_expand(s, self.problem.unit_size) for s in (slots, movers))
