@@ -21,7 +21,7 @@ from tyr.processes import ALONE, ProcessGroup
 from tyr.prune.criterion import SecondOrder
 from tyr.prune.local import LocalPruner
 from tyr.prune.target import CorrectedTarget
-from tyr.sparsity import stream_order
+from tyr.sparsity import SublayerId, stream_order
 from tyr.supernet.builder import shard
 from tyr.supernet.store import SupernetStore
 
@@ -82,6 +82,12 @@ def test_a_shared_supernet_is_that_of_one_process(
             assert_close(weight, structure.weight, tolerance=tolerance, reason=reason)
 
 
+def contents(store: SupernetStore, sublayer: SublayerId) -> dict[int, tuple[list[int], Tensor]]:
+    """Kept units and weights of every level, off the disk."""
+    stored = store.read(sublayer).items()
+    return {level: (one.kept.tolist(), one.weight.clone()) for level, one in stored}
+
+
 def test_only_the_first_process_reports_and_opens_for_writing(
     tmp_path: Path, decoder: Decoder, tokens: Tensor
 ) -> None:
@@ -107,13 +113,21 @@ def test_a_build_is_continued_by_another_number_of_processes(
 
     run(begin)
     before = hashes(tmp_path)
+    made = Build(decoder, tokens, tmp_path, batch_tokens=32)
+    expected = contents(made.open(), SublayerId(1, "ffn"))
     lost = tmp_path / "001.ffn.safetensors"
     lost.unlink()
     kept = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*.safetensors")}
     run(end)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "the rest stays"
-    assert lost.is_file()
     assert hashes(tmp_path).keys() == before.keys()
+    rebuilt = contents(made.open(), SublayerId(1, "ffn"))
+    assert rebuilt.keys() == expected.keys()
+    tolerance, reason = EXACT
+    for level, (units, weight) in expected.items():
+        found, values = rebuilt[level]
+        assert found == units
+        assert_close(values, weight, tolerance=tolerance, reason=reason)
 
 
 def test_a_full_disk_stops_every_process(
