@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -46,12 +46,6 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     return named_device(request.param)
 
 
-def decoder_on(device: torch.device, **settings: Any) -> Decoder:
-    decoder = tiny_decoder(**settings)
-    cast(Any, decoder.model).to(device)
-    return decoder
-
-
 def every_second_unit(decoder: Decoder) -> dict[Any, Structure]:
     """Structures on the CPU, as a store gives them."""
     structures = {}
@@ -69,7 +63,7 @@ def every_second_unit(decoder: Decoder) -> dict[Any, Structure]:
 def test_a_sliced_model_is_the_masked_one(
     device: torch.device, dtype: torch.dtype, tolerance: float
 ) -> None:
-    decoder, tokens = decoder_on(device, dtype=dtype), random_tokens(3, 16)
+    decoder, tokens = tiny_decoder(device=device, dtype=dtype), random_tokens(3, 16)
     structures = every_second_unit(decoder)
     hidden = PrunedDecoder(decoder, structures.__getitem__).final_hidden(tokens)
     assert hidden.device.type == device.type
@@ -188,7 +182,7 @@ def test_structures_solved_in_float32_are_those_of_float64(device: torch.device,
     wide = Statistics(features.mT @ features, None, None, len(features))
     narrow = Statistics(wide.hessian.float().to(device), None, None, len(features))
     expected = solve(tiny_decoder(), wide, kind)
-    for removed, level in solve(decoder_on(device), narrow, kind).items():
+    for removed, level in solve(tiny_decoder(device=device), narrow, kind).items():
         assert level.structure.kept.tolist() == expected[removed].structure.kept.tolist()
         weight = level.structure.weight
         assert weight.device.type == "cpu"
@@ -212,7 +206,7 @@ def solve(decoder: Decoder, statistics: Statistics, kind: str) -> dict[int, Any]
 def test_a_population_has_the_losses_of_its_members_one_by_one(
     device: torch.device, tmp_path: Path
 ) -> None:
-    decoder, text = decoder_on(device), random_tokens(5, 12, seed=7)
+    decoder, text = tiny_decoder(device=device), random_tokens(5, 12, seed=7)
     build = Build(decoder, random_tokens(6, 16), tmp_path)
     store = build.run()
     bounds, rng = build.grid.bounds(), torch.Generator().manual_seed(0)
@@ -239,7 +233,7 @@ def test_a_population_has_the_losses_of_its_members_one_by_one(
 @pytest.mark.usefixtures("no_grad")
 def test_a_supernet_is_as_good_as_that_of_the_cpu(device: torch.device, tmp_path: Path) -> None:
     tokens = random_tokens(6, 16)
-    here = Build(decoder_on(device), tokens, tmp_path / "here").run()
+    here = Build(tiny_decoder(device=device), tokens, tmp_path / "here").run()
     there = Build(tiny_decoder(), tokens, tmp_path / "there").run()
     first, *_ = sublayers = [sublayer.id for sublayer in tiny_decoder().sublayers]
     for level, structure in there.read(first).items():  # before any near tie can fall otherwise
@@ -271,7 +265,7 @@ def test_a_run_from_the_command_line_ends_on_budget(
 @pytest.mark.gpu
 def test_what_is_read_ahead_for_an_accelerator_is_page_locked(tmp_path: Path) -> None:
     device = named_device("accelerator")
-    decoder = decoder_on(device)
+    decoder = tiny_decoder(device=device)
     store = Build(decoder, random_tokens(6, 16), tmp_path).run()
     requests = [(sublayer.id, None) for sublayer in decoder.sublayers]
     for (sublayer, _), structures in zip(

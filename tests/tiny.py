@@ -7,7 +7,7 @@ initialiser's, so that pruning a unit shows clearly in the loss.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -32,8 +32,9 @@ def tiny_decoder(
     dtype: torch.dtype = torch.float32,
     storage_dtype: torch.dtype | None = None,
     attention_unit: AttentionUnit = "head",
+    device: torch.device | None = None,
 ) -> Decoder:
-    """A random decoder that computes in `dtype`; it has no tokenizer.
+    """A random decoder that computes in `dtype`, on the CPU by default; it has no tokenizer.
 
     Weights are exact in `storage_dtype` (default: `dtype`).
     """
@@ -57,7 +58,7 @@ def tiny_decoder(
         parameter.data = 1 + 0.2 * noise if "norm" in name else 0.25 * noise
     storage = storage_dtype or dtype
     return Decoder(
-        model.to(storage).to(dtype),
+        cast(Any, model).to(storage).to(device, dtype),
         cast(PreTrainedTokenizerBase, None),
         architecture=ARCHITECTURES["llama"],
         storage_dtype=storage,
