@@ -97,6 +97,17 @@ def test_backends_without_counters_are_said_not_to_know(monkeypatch: pytest.Monk
     assert devices.new_stream(device) is None
 
 
+def test_what_torch_keeps_for_tensors_to_come_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    # An earlier run of the same process may have left most of an accelerator reserved.
+    backend = SimpleNamespace(
+        mem_get_info=lambda device: (10, 100),
+        memory_reserved=lambda device: 85,
+        memory_allocated=lambda device: 5,
+    )
+    monkeypatch.setattr(torch, "get_device_module", lambda device: backend)
+    assert devices.free_bytes(torch.device("cuda")) == 90
+
+
 def test_what_is_sent_arrives_though_nobody_waits(device: torch.device) -> None:
     for kept in (random_matrix(64, 64), torch.arange(7)):
         pinned = kept.pin_memory() if devices.pins_memory(device) else kept.clone()

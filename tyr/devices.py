@@ -43,8 +43,13 @@ def free_bytes(device: torch.device, *, processes: int = 1) -> int | None:
     """
     if device.type == "cpu":
         return available_bytes(processes=processes)
-    ask = getattr(_backend(device), "mem_get_info", None)
-    return int(ask(device)[0]) if ask is not None else None
+    backend = _backend(device)
+    if not hasattr(backend, "mem_get_info"):
+        return None
+    free, _ = backend.mem_get_info(device)
+    if hasattr(backend, "memory_reserved"):  # what torch keeps for tensors to come is free to us
+        free += backend.memory_reserved(device) - backend.memory_allocated(device)
+    return int(free)
 
 
 def peak_bytes(device: torch.device) -> int | None:
