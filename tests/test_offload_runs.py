@@ -17,6 +17,7 @@ from tyr.data import TextFileData
 from tyr.evaluate.perplexity import PerplexityEvaluator
 from tyr.launch import PLAN_FILE, Job, launch
 from tyr.model.loading import BUILT_IN, PretrainedModel, RandomModel
+from tyr.model.random_weights import PREFIX
 from tyr.model.source import ModelSource
 from tyr.pipeline import Method
 from tyr.prune.criterion import SecondOrder
@@ -119,6 +120,10 @@ def test_blocks_and_states_on_disk_change_no_byte_of_a_run(
 def test_a_random_model_on_disk_is_pruned_like_one_in_memory(tmp_path: Path) -> None:
     config = {"model_type": "qwen3", "head_dim": 4, **SIZES}
     whole = run(RandomModel(config), tmp_path / "none", other())
+    killed = tmp_path / "disk" / f"{PREFIX}killed"  # by a process that had no time to
+    killed.mkdir(parents=True)
+    (killed / "00000.safetensors").write_bytes(b"half")
     streamed = run(RandomModel(config, **TIGHT), tmp_path / "disk", other())
     assert streamed == whole
+    assert not killed.exists()
     assert digests(tmp_path / "disk") == digests(tmp_path / "none")

@@ -217,6 +217,17 @@ def test_a_run_killed_at_any_report_ends_the_same(
         assert tensors_sha(path) == tensors_sha(tmp_path / "whole")
 
 
+def test_what_a_finished_run_had_no_time_to_delete_is_deleted_later(
+    run: Runner, tmp_path: Path
+) -> None:
+    path, method = tmp_path / "run", make_method()
+    whole = run(path, method)
+    (path / "uniform").mkdir()
+    (path / "uniform" / "left.safetensors").write_bytes(b"half")
+    assert run(path, method, resume=True) == whole
+    assert not (path / "uniform").exists()
+
+
 def test_results_that_were_lost_after_the_end_are_made_again(run: Runner, tmp_path: Path) -> None:
     path, method = tmp_path / "run", make_method()
     whole = run(path, method)

@@ -287,7 +287,8 @@ def test_a_finished_run_leaves_the_model_and_the_supernets_to_keep(
     finished_run(run)
     allocation = Allocation((1, 3), (10, 14))
     assert run.finished_allocation() is None
-    run.finish(allocation, keep=keep)
+    run.finish(allocation)
+    run.tidy(keep=keep)
     assert run.finished_allocation() == allocation
     assert [i for i in (0, 1) if run.supernet(i).exists()] == supernets
     assert "finish" not in folders(run)

@@ -34,6 +34,7 @@ from tyr.files import write_json
 from tyr.footprint import check_memory
 from tyr.model.architecture import unit_counts
 from tyr.model.decoder import Decoder
+from tyr.model.random_weights import remove_leftovers
 from tyr.model.source import ModelSource
 from tyr.model.sublayer import AttentionUnit
 from tyr.pipeline import Method, Pipeline
@@ -197,6 +198,7 @@ def prepare(
     stages = [stage.held for stage in plan.stages]
     check_memory(plan.weights, stages, source.memory, device, processes=machines.devices)
     resumed = run_dir.start(job.config_yaml, resume=config["resume"])
+    remove_leftovers(path)
     run_dir.check_input("tokens", splits.fingerprint)
     _, compute = source.precisions(device)
     run_dir.check_input("compute_dtype", str(compute).removeprefix("torch."))

@@ -129,8 +129,8 @@ class Pipeline:
                 self.evaluate_others(allocation, supernet)
             with session.stage("export", steps=1):
                 processes.alone(partial(self.export, final, allocation, provenance))
-            keep = self.method.supernet.keep
-            processes.alone(partial(session.run_dir.finish, allocation, keep=keep))
+            processes.alone(partial(session.run_dir.finish, allocation))
+        processes.alone(partial(session.run_dir.tidy, keep=self.method.supernet.keep))
         processes.alone(partial(session.report_end, allocation))
         return allocation
 

@@ -154,14 +154,20 @@ class RunDirectory:
         for iteration in range(before):
             shutil.rmtree(self.supernet(iteration), ignore_errors=True)
 
-    def finish(self, allocation: Allocation, *, keep: str) -> None:
-        """Mark the run as finished and delete what only a running one needs.
+    def finish(self, allocation: Allocation) -> None:
+        """Mark the run as finished.
 
         Args:
             allocation: removed units of every sublayer.
-            keep: supernets to leave: `last`, `all` or `none`.
         """
         write_sealed(self.path / "finished.json", allocation.as_dict())
+
+    def tidy(self, *, keep: str) -> None:
+        """Delete what only a running run needs; nothing is left where a kill cut this short.
+
+        Args:
+            keep: supernets to leave: `last`, `all` or `none`.
+        """
         for name in ("finish", "uniform"):
             shutil.rmtree(self.path / name, ignore_errors=True)
         if keep == "none":

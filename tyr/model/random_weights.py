@@ -7,6 +7,7 @@ classes start training from: normal matrices, ones for norms, zeros for biases.
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from tyr.errors import StoreError
 from tyr.model.architecture import architecture_of
 from tyr.model.skeleton import complete, skeleton
 from tyr.randomness import derive_generator
+
+PREFIX = ".random-weights-"  # of temporary folders
 
 
 def random_weights(
@@ -63,6 +66,12 @@ def draw(name: str, like: Tensor, config: PretrainedConfig, seed: int) -> Tensor
     return torch.randn(like.shape, generator=rng).mul_(cast(Any, config).initializer_range)
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Delete the files of `RandomFiles` of processes that were killed; none may be at work here."""
+    for left in folder.glob(f"{PREFIX}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 class RandomFiles:
     """Random weights in a temporary folder, one file per block and one for the rest.
 
@@ -71,7 +80,7 @@ class RandomFiles:
         seed: of the weights.
         dtype: precision they are written in.
         folder: where the temporary folder goes; it is removed with this object, or when the
-            process ends.
+            process ends, but for a kill: see `remove_leftovers`.
 
     Raises:
         StoreError: they do not fit on the disk.
@@ -80,7 +89,7 @@ class RandomFiles:
     def __init__(
         self, model: PreTrainedModel, *, seed: int, dtype: torch.dtype, folder: Path | None
     ) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix=".random-weights-", dir=folder)
+        self._folder = tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder)
         self.files: dict[str, Path] = {}
         for number, names in enumerate(_groups(model)):
             path = Path(self._folder.name) / f"{number:05d}.safetensors"
