@@ -32,6 +32,7 @@ from tyr.evaluate.perplexity import Evaluator
 from tyr.events import Callback
 from tyr.files import write_json
 from tyr.footprint import check_memory
+from tyr.linalg import solve_dtype
 from tyr.model.architecture import unit_counts
 from tyr.model.decoder import Decoder
 from tyr.model.random_weights import remove_leftovers
@@ -202,6 +203,7 @@ def prepare(
     run_dir.check_input("tokens", splits.fingerprint)
     _, compute = source.precisions(device)
     run_dir.check_input("compute_dtype", str(compute).removeprefix("torch."))
+    run_dir.check_input("solve_dtype", str(solve_dtype(device)).removeprefix("torch."))
     environment = describe_environment(device, config["seed"], processes=machines.size)
     write_json(path / ENVIRONMENT_FILE, environment)
     if not resumed:

@@ -52,6 +52,8 @@ INPUTS = {
     "checkpoint, or start a new run_dir",
     "compute_dtype": "{path} was begun computing in {was}, and this device computes in {now}: "
     "continue it on a device like the first, or start a new run_dir",
+    "solve_dtype": "{path} was begun solving local pruning in {was}, and this device solves in "
+    "{now}: continue it on a device like the first, or start a new run_dir",
 }
 
 
