@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.ranks import as_srun, as_torchrun, results
 from tyr import trainer as module
-from tyr.errors import ConfigError
+from tyr.errors import ConfigError, ProcessError
 from tyr.processes import ALONE
 from tyr.trainer import FABRIC_LEAVES, Machines, Trainer, choose_device, connect
 
@@ -73,6 +74,30 @@ def test_processes_find_each_other(launched: Any) -> None:
         return said
 
     assert results(launched(body)) == [(2, [0, 1], "cpu")] * 2
+
+
+class Failed(Exception):
+    """What a process raises in these tests."""
+
+
+@pytest.mark.parametrize(("backend", "leaves"), [("gloo", True), ("nccl", False)])
+def test_a_process_that_fails_does_not_wait_for_the_others(backend: str, leaves: bool) -> None:
+    def body() -> tuple[bool, str]:
+        left: list[bool] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(dist, "get_backend", lambda: backend)
+            patch.setattr(dist, "destroy_process_group", lambda: left.append(True))
+            with pytest.raises(Failed), connect(Trainer("cpu"), ""):
+                raise Failed
+        try:
+            with connect(Trainer("cpu"), ""):
+                return bool(left), "joined again"
+        except ProcessError as error:
+            return bool(left), str(error)
+
+    for left, said in results(as_torchrun(body)):
+        assert left == leaves
+        assert "start this run by a command of its own" in said
 
 
 def test_one_process_is_alone() -> None:

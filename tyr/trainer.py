@@ -18,12 +18,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from lightning.fabric import Fabric
 from lightning.fabric.plugins.environments import LightningEnvironment
 from lightning.fabric.strategies import DDPStrategy
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from tyr.errors import ConfigError, first_line
+from tyr.errors import ConfigError, ProcessError, first_line
 from tyr.processes import ALONE, Processes, ProcessGroup
 from tyr.spawn import children
 
@@ -139,16 +140,35 @@ def connect(trainer: Trainer, job: str) -> Iterator[tuple[torch.device, Processe
     if machines.size == 1:
         yield choose_device(trainer.accelerator, key="trainer.accelerator"), ALONE
         return
+    if dist.is_initialized():
+        raise ProcessError(
+            "the processes of an earlier run that failed are still joined to this one: start this "
+            "run by a command of its own"
+        )
     with _as_it_was():
         fabric, here = _fabric(trainer, machines)
         others = {} if machines.started else _environments(here, machines)
         with children(job, others):
             with _told_of_waiting(machines.size):
                 fabric.launch()
-            try:
+            with _left():
                 yield fabric.device, ProcessGroup()
-            finally:
-                torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def _left() -> Iterator[None]:
+    """Leave the group of processes at the end.
+
+    NCCL leaves it together with the others only, who may be waiting in another call for this
+    process that failed: then its end, which `children` and launchers watch for, must do.
+    """
+    try:
+        yield
+    except BaseException:
+        if dist.get_backend() == "gloo":
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 @contextmanager
