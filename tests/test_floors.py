@@ -32,6 +32,7 @@ MODULES = {
     "tyr.memory": 0,
     "tyr.precision": 0,
     "tyr.devices": 0,
+    "tyr.page_locked": 0,
     "tyr.events": 0,
     "tyr.config": 0,
     "tyr.cost": 0,

@@ -36,12 +36,12 @@ def memory(offload: str, device: int | None = None, host: int | None = None) -> 
     [
         (memory("none"), GPU, 900 + 430, 0, 0),
         (memory("disk"), GPU, 120 + 115, 0, 0),
-        (memory("cpu"), GPU, 120 + 115, 900, 0),
+        (memory("cpu"), GPU, 120 + 115, 1024, 0),  # page-locked memory: powers of two
         (memory("cpu"), CPU, 900 + 430, 0, 0),  # the same as none
-        (memory("disk", 40), GPU, 120 + 90, 70, 0),
-        (memory("disk", 40, 25), GPU, 120 + 90, 25, 45),
+        (memory("disk", 40), GPU, 120 + 90, 128, 0),
+        (memory("disk", 40, 25), GPU, 120 + 90, 32, 45),
         (memory("disk", 0, 0), GPU, 120 + 50, 0, 110),
-        (memory("cpu", 0, 0), GPU, 120 + 50, 900, 110),
+        (memory("cpu", 0, 0), GPU, 120 + 50, 1024, 110),
     ],
 )
 def test_weights_and_states_are_counted_where_the_settings_send_them(
@@ -112,7 +112,7 @@ def test_processes_on_one_machine_add_up_on_a_cpu_and_not_on_accelerators() -> N
     assert three.device == 900 + 110 + 2 * (900 + 70)
     on_gpus = footprint(WEIGHTS, SHARED, memory("cpu", 0, 25), GPU, processes=3)
     assert on_gpus.device == 120 + 90
-    assert on_gpus.host == 3 * (900 + 25)
+    assert on_gpus.host == 3 * (1024 + 32), "page-locked memory comes in powers of two"
     assert on_gpus.file == 3 * 35
     same = footprint(WEIGHTS, STAGES, memory("none"), CPU, processes=2)
     assert same.device == 2 * footprint(WEIGHTS, STAGES, memory("none"), CPU).device
@@ -175,9 +175,9 @@ def test_host_memory_beside_accelerators_is_refused_for_all_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(module, "free_bytes", lambda device, **_: 10**6)
-    monkeypatch.setattr(module, "available_bytes", lambda **_: 1000)
+    monkeypatch.setattr(module, "available_bytes", lambda **_: 1200)
     check_memory(WEIGHTS, SHARED, memory("cpu"), GPU)
-    with pytest.raises(ConfigError, match="beside cuda for its 2 processes together and 1,000"):
+    with pytest.raises(ConfigError, match="beside cuda for its 2 processes together and 1,200"):
         check_memory(WEIGHTS, SHARED, memory("cpu"), GPU, processes=2)
     monkeypatch.setattr(module, "free_bytes", lambda device, **_: 10)
     with pytest.raises(ConfigError, match=r"needs [\d,]+, for each of its 2 processes"):

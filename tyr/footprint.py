@@ -16,10 +16,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from tyr.devices import free_bytes
+from tyr.devices import free_bytes, pins_memory
 from tyr.errors import ConfigError
 from tyr.memory import available_bytes, rss_bytes
 from tyr.model.placement import MemorySettings
+from tyr.page_locked import page_locked_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +146,10 @@ def _placed(
     beside = min(states - kept, _limit(memory.host_state_bytes))
     working = stage.working + (0.0 if offloaded else stage.sliced)
     on_device = weights.outside + resident * weights.block + working + kept
-    on_host = (weights.total if offload == "cpu" else 0.0) + beside
-    return Footprint(on_device, on_host, states - kept - beside)
+    on_host = [weights.total if offload == "cpu" else 0.0, beside]
+    if pins_memory(device):
+        on_host = [page_locked_bytes(size) for size in on_host]
+    return Footprint(on_device, sum(on_host), states - kept - beside)
 
 
 def smallest_budget(needed: Footprint, device: torch.device, *, processes: int = 1) -> int:

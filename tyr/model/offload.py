@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tyr.devices import new_stream, on_stream, pins_memory
 from tyr.errors import ModelError
+from tyr.page_locked import page_locked
 
 State = dict[str, Tensor]
 
@@ -86,10 +87,15 @@ class HostWeights:
     """
 
     def __init__(self, tensors: State, *, device: torch.device) -> None:
-        pin = pins_memory(device)
-        taken = ((name, tensors.pop(name)) for name in list(tensors))
-        self._tensors = {name: tensor.pin_memory() if pin else tensor for name, tensor in taken}
         self._device = device
+        if not pins_memory(device):
+            self._tensors = {name: tensors.pop(name) for name in list(tensors)}
+            return
+        names = list(tensors)
+        rooms = page_locked([(tensors[name].shape, tensors[name].dtype) for name in names])
+        self._tensors = {
+            names[index]: room.copy_(tensors.pop(names[index])) for index, room in rooms
+        }
 
     def read(self, names: Iterable[str]) -> State:
         """See `Weights.read`."""

@@ -26,6 +26,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from tyr.devices import pins_memory, send
 from tyr.errors import StoreError
+from tyr.page_locked import page_locked
 
 Tier = Literal["device", "host", "file"]
 
@@ -67,7 +68,10 @@ class StatePool:
         """One uninitialised tensor, for values that are picked out again row by row."""
         size = math.prod(shape) * dtype.itemsize
         tier = self.take(size)
-        tensor = self.allocate(tier, [tuple(shape)], dtype)[0]
+        if tier == "host":  # not page-locked: what is picked is copied before it is sent
+            tensor = torch.empty(*shape, dtype=dtype)
+        else:
+            [tensor] = self.allocate(tier, [tuple(shape)], dtype)
         weakref.finalize(tensor, self.give_back, tier, size)
         return tensor
 
@@ -93,8 +97,10 @@ class StatePool:
             return MappedFile(shapes, dtype, self._folder).tensors
         if tier == "device":
             return [torch.empty(shape, dtype=dtype, device=self.device) for shape in shapes]
-        pinned = pins_memory(self.device)
-        return [torch.empty(shape, dtype=dtype, pin_memory=pinned) for shape in shapes]
+        if pins_memory(self.device):
+            rooms = dict(page_locked([(shape, dtype) for shape in shapes]))
+            return [rooms[index] for index in range(len(shapes))]
+        return [torch.empty(shape, dtype=dtype) for shape in shapes]
 
 
 class HiddenStates:
