@@ -97,6 +97,20 @@ def test_the_plan_of_a_fast_search_has_its_start_and_fewer_offspring(
     assert "racing and archive" in outcome.out
 
 
+@pytest.mark.parametrize("model", ["tiny", "random"])  # schedules: two CPU cores', paper's
+def test_a_fast_search_evaluates_fewer_tokens_than_the_one_it_replaces(
+    model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = []
+    for words in [(), ("experiment=fast",)]:
+        outcome = plan_cli(capsys, f"model={model}", *words)
+        assert outcome.status == 0, outcome.err
+        [row] = [line.split() for line in outcome.out.splitlines() if line.startswith(" search ")]
+        tokens.append(float(row[2]) * {"k": 1e3, "M": 1e6}[row[3]])
+    whole, fast = tokens
+    assert fast < whole
+
+
 def test_a_plan_without_generations_has_one_supernet_and_no_search(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
