@@ -58,6 +58,17 @@ def test_a_run_is_not_overwritten(run: RunDirectory) -> None:
         run.start(text(), resume=False)
 
 
+@pytest.mark.parametrize("left", ["finished.json", "evaluation.json", "iteration-0", "model"])
+@pytest.mark.parametrize("resume", [False, True])
+def test_results_of_nobody_knows_what_are_not_taken_for_this_runs(
+    tmp_path: Path, left: str, resume: bool
+) -> None:
+    (tmp_path / left).mkdir()
+    with pytest.raises(ResumeError, match=rf"holds {left} but no config\.yaml"):
+        RunDirectory(tmp_path).start(text(), resume=resume)
+    assert not (tmp_path / "config.yaml").exists()
+
+
 def test_the_same_configuration_continues(run: RunDirectory) -> None:
     before = (run.path / "config.yaml").read_bytes()
     assert run.start(text(), resume=True) is True

@@ -44,6 +44,9 @@ FREE_SETTINGS = (
     "model.memory_budget",
 )
 
+# What a continued run believes; none of it is there before config.yaml.
+RESULTS = ("finished.json", "evaluation.json", "inputs.json", "iteration-*", "model")
+
 # What a run works on beside its configuration, and what is wrong when it has changed.
 INPUTS = {
     "tokens": "the calibration, search or evaluation text is not the one {path} was begun with: "
@@ -88,7 +91,7 @@ class RunDirectory:
 
         Raises:
             ResumeError: the directory holds a run and `resume` is false, or holds a run of another
-                configuration.
+                configuration or of one that is not known.
         """
         written = self.path / "config.yaml"
         if written.is_file():
@@ -99,6 +102,12 @@ class RunDirectory:
                 )
             self._check_same(written.read_text(encoding="utf-8"), config_yaml)
             return True
+        for pattern in RESULTS:
+            for left in self.path.glob(pattern):
+                raise ResumeError(
+                    f"{self.path} holds {left.name} but no config.yaml to say what of: choose "
+                    f"another run_dir, or empty this one"
+                )
         write_text(written, config_yaml, sync=True)
         return False
 
