@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import resource
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,9 @@ def test_results_that_were_lost_after_the_end_are_made_again(run: Runner, tmp_pa
     (path / "evaluation.json").write_bytes(b"")
     assert run(path, method, resume=True) == whole
     assert (path / "evaluation.json").read_bytes() == rows
+    assert tensors_sha(path) == exported
+    shutil.rmtree(path / "model")
+    assert run(path, method, resume=True) == whole
     assert tensors_sha(path) == exported
 
 

@@ -138,7 +138,8 @@ class Pipeline:
         """The allocation of a run that has all its results, else None."""
         run_dir = self.session.run_dir
         measured = {"dense", "tyr"} <= run_dir.evaluations().keys()
-        return run_dir.finished_allocation() if measured else None
+        exported = self.method.exporter.finished(run_dir.model)
+        return run_dir.finished_allocation() if measured and exported else None
 
     def prune_and_search(self) -> tuple[Allocation, BuiltSupernet | None]:
         """The loop of Algorithm 4; what an interrupted run finished is not done again."""
