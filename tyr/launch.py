@@ -206,7 +206,7 @@ def prepare(
     run_dir.check_input("solve_dtype", str(solve_dtype(device)).removeprefix("torch."))
     environment = describe_environment(device, config["seed"], processes=machines.size)
     write_json(path / ENVIRONMENT_FILE, environment)
-    if not resumed:
+    if not (path / PLAN_FILE).exists():
         write_json(path / PLAN_FILE, as_content(plan, measure_ceilings(device, compute)))
     return Prepared(splits, path, Provenance(config, job.command, environment, resumed))
 
