@@ -81,6 +81,25 @@ BAD_INPUT = {
         r"logger.wandb.name must be text, got 2024: write 'logger.wandb.name=\"2024\"'"
     ),
     "iterations=-1": r"iterations must not be negative",
+    "sparsity=nan": r"sparsity must be in \[0, 1\), got nan",
+    "pruner.criterion=null": r"pruner.criterion must be given, got null",
+    "supernet.accumulation=null": r"supernet.accumulation must be given, got null",
+    "search.objective=null": r"search.objective must be given, got null",
+    "search.economy.racing=null": r"search.economy.racing must be given, got null",
+    "evaluator=latency evaluator.materialise=null": r"evaluator.materialise must be given",
+    "~search": r"search must be given",
+    "~pruner": r"pruner must be given",
+    "evaluator=latency evaluator.outputs=[4.5]": (
+        r"each of evaluator.outputs must be a whole number, got 4.5"
+    ),
+    "evaluator=latency evaluator.engines=eager": (
+        r"evaluator.engines must be a list, got 'eager': write 'evaluator.engines=\[...\]'"
+    ),
+    "evaluator=latency evaluator.inputs=16": r"evaluator.inputs must be a list, got 16",
+    "search.stages=5": r"search.stages must be",
+    "objective=kd_hidden search.objective.alpha=nan": r"alpha must be a number, got nan",
+    "objective=kd_hidden search.objective.alpha=inf": r"alpha must be a number, got inf",
+    "surrogate=linear search.economy.surrogate.random_share=nan": r"must be a number, got nan",
     "supernet.interval=0.01": r"finer than one attn unit",
     "supernet.interval=0.9": r"supernet.interval must be in",
     "supernet.levels=8": r"must be odd",
@@ -128,6 +147,19 @@ def test_bad_input_is_one_paragraph_before_any_work(
     assert "Traceback" not in outcome.err
     assert re.search(BAD_INPUT[words], outcome.err), outcome.err
     assert not run_dir.exists()
+
+
+def test_an_empty_run_dir_is_not_the_working_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    outcome = run_cli(capsys, "run_dir=")
+    assert outcome.status == 2
+    assert "run_dir must name a directory, got nothing" in outcome.err
+    assert here.is_dir()
+    assert not list(here.iterdir())
 
 
 def test_a_run_does_not_go_on_with_other_weights(

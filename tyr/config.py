@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -85,10 +87,23 @@ def check_values(node: Mapping[str, Any], key: str) -> None:
 def _check_kind(value: object, annotation: str, where: str) -> None:
     """Raise ConfigError when a value is not what the annotation of a plain type says."""
     kind = annotation.removesuffix(" | None")
-    if kind not in KINDS or (value is None and kind != annotation):
+    if value is None and (kind != annotation or kind in ("Any", "object")):
+        return
+    if (items := re.fullmatch(r"(?:Sequence|list)\[(.+)\]", kind)) is not None:
+        if not isinstance(value, list):
+            raise ConfigError(
+                f"{where} must be a list, got {_as_written(value)}: write '{where}=[...]'"
+            )
+        for item in value if items[1] in KINDS else ():  # of others constructors know more
+            _check_kind(item, items[1], f"each of {where}")
+        return
+    if kind not in KINDS:
+        if value is None:
+            raise ConfigError(f"{where} must be given, got null")
         return
     name, types = KINDS[kind]
-    if isinstance(value, types) and isinstance(value, bool) == (kind == "bool"):
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    if isinstance(value, types) and isinstance(value, bool) == (kind == "bool") and not infinite:
         return
     hint = ""
     if kind == "int" and isinstance(value, float) and value.is_integer():

@@ -58,6 +58,8 @@ def build(node: Any, key: str) -> Any:
     """
     if not isinstance(node, DictConfig):
         raise ConfigError(f"{key} must be an object with its settings, got {node!r}")
+    if "_target_" not in node:
+        raise ConfigError(f"{key} must be given: it has no _target_, the class that it stands for")
     check_values(cast(Mapping[str, Any], OmegaConf.to_container(node, resolve=True)), key)
     try:
         return hydra.utils.instantiate(node, _convert_="all")
@@ -134,6 +136,8 @@ def run_directory(config: DictConfig, overrides: list[str]) -> Path:
 
 def execute(config: DictConfig) -> None:
     """One run, from a configuration that Hydra composed."""
+    if not config.run_dir.strip():
+        raise ConfigError("run_dir must name a directory, got nothing")
     overrides = list(HydraConfig.get().overrides.task)
     start(config, path=run_directory(config, overrides), command=command_line(overrides))
 
@@ -241,8 +245,10 @@ def guarded(work: Callable[[DictConfig], None], config: DictConfig) -> None:
             refuse(error)
         raise ProcessError(str(error), told=True, status=complain(error)) from error
     finally:
-        with suppress(OSError):  # Hydra made it before anything was checked; it goes if it is empty
-            output.rmdir()
+        # Hydra made it before anything was checked; it goes if it is empty.
+        with suppress(OSError):
+            if output != Path.cwd():
+                output.rmdir()
 
 
 def refuse(error: BaseException) -> NoReturn:
