@@ -7,6 +7,7 @@ import json
 import logging
 import re
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -180,6 +181,27 @@ def test_a_run_does_not_go_on_with_other_weights(
     assert "the weights of the model are not those" in outcome.err
     for path, content in before.items():
         assert path.name == "environment.json" or path.read_bytes() == content, path
+
+
+def test_resuming_finds_the_newest_run_of_the_same_settings(
+    local: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = (*local, "iterations=0", "finish=repruned", "model.name='group/model[1]'")
+    for more in ([], ["criterion=random"]):
+        assert run_cli(capsys, *words, *more).status == 0
+        time.sleep(1)  # the names of run directories count seconds
+    earlier, _ = finished = sorted(tmp_path.glob("outputs/group/*/finished.json"))
+    earlier.unlink()
+    outcome = run_cli(capsys, *words, "resume=true")
+    assert outcome.status == 0, outcome.err
+    assert sorted(tmp_path.glob("outputs/group/*/finished.json")) == finished
+    outcome = run_cli(capsys, *words, "criterion=magnitude", "resume=true")
+    assert outcome.status == 2
+    assert "made by a different configuration (pruner.criterion" in outcome.err
 
 
 def test_records_damaged_by_a_power_cut_do_not_stop_a_run(

@@ -109,9 +109,10 @@ def command_line(overrides: list[str]) -> str:
 
 
 def run_directory(config: DictConfig, overrides: list[str]) -> Path:
-    """Where this run lives; `resume=true` without a run_dir means the newest matching one.
+    """Where this run lives; `resume=true` without a run_dir means the newest of the same settings.
 
-    A job of a sweep that finds none is one that the interrupted sweep had not begun.
+    If none has the same, the newest of the same name, to be refused with what differs. A job of a
+    sweep that finds none is one that the interrupted sweep had not begun.
 
     Raises:
         ConfigError: no run matches.
@@ -123,12 +124,17 @@ def run_directory(config: DictConfig, overrides: list[str]) -> Path:
     if named or not config.resume:
         return chosen
     sweep = hydra_config.mode == RunMode.MULTIRUN
-    place, pattern = chosen.parent, f"{config.model.name}-{config.sparsity}-*"
+    name = glob.escape(Path(config.model.name).name)  # what precedes a slash names folders
+    place, pattern = chosen.parent, f"{name}-{config.sparsity}-*"
     if sweep:  # RUN/JOB: the same job of an earlier sweep has the same name
         place, pattern = place.parent, f"{pattern}/{glob.escape(chosen.name)}"
-    earlier = [folder for folder in place.glob(pattern) if (folder / "config.yaml").is_file()]
-    if earlier:
-        return max(earlier)
+    found = (folder for folder in place.glob(pattern) if (folder / "config.yaml").is_file())
+    if earlier := sorted(found, reverse=True):
+        from tyr.rundir import RunDirectory
+
+        settings = OmegaConf.to_yaml(config, resolve=True)
+        same = (folder for folder in earlier if RunDirectory(folder).is_of(settings))
+        return next(same, earlier[0])
     if sweep:
         return chosen
     raise ConfigError(f"resume=true found no run {place / pattern}: name one with run_dir=DIR")
@@ -288,10 +294,8 @@ def main(entry: Callable[[], None] = task) -> None:
         refuse(error)
     except KeyboardInterrupt:
         if not announced_rank():
-            again = "continue with the same command and resume=true"
-            if {"-m", "--multirun"} & set(sys.argv):
-                again = "continue a job with its settings, run_dir=DIR of it and resume=true"
-            print(f"tyr: interrupted; {again}", file=sys.stderr)
+            said = "tyr: interrupted; continue with the same command and resume=true"
+            print(said, file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         if isinstance(error, OSError) and _before_any_work(error):

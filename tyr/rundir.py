@@ -111,6 +111,15 @@ class RunDirectory:
         write_text(written, config_yaml, sync=True)
         return False
 
+    def is_of(self, config_yaml: str) -> bool:
+        """Whether a run of this configuration is here, to be continued."""
+        written = self.path / "config.yaml"
+        try:
+            self._check_same(written.read_text(encoding="utf-8"), config_yaml)
+        except (OSError, ResumeError):
+            return False
+        return True
+
     def abandon(self, *, also: Sequence[str] = ()) -> None:
         """Forget a run that could not begin, so that a corrected command finds room here.
 
