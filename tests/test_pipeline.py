@@ -218,6 +218,41 @@ def test_a_run_killed_at_any_report_ends_the_same(
         assert tensors_sha(path) == tensors_sha(tmp_path / "whole")
 
 
+class Evaluations(events.Callback):
+    """How many evaluations the last stage said it would make, and which it made."""
+
+    def __init__(self) -> None:
+        self.said = 0
+        self.made: list[str] = []
+
+    def on_stage_start(self, event: events.StageStarted) -> None:
+        self.said, self.made = (event.steps, []) if event.stage == "evaluation" else (0, self.made)
+
+    def on_evaluation_end(self, event: events.EvaluationFinished) -> None:
+        self.made.append(event.name)
+
+    def on_stage_end(self, event: events.StageFinished) -> None:
+        if event.stage == "evaluation":
+            assert self.said == len(self.made)
+
+
+@pytest.mark.parametrize(
+    ("iterations", "compare", "made"),
+    [
+        (0, True, ["tyr", "uniform"]),
+        (1, True, ["tyr", "uniform", "tyr_supernet"]),
+        (1, False, ["tyr", "uniform"]),
+    ],
+)
+def test_the_last_stage_says_how_many_models_it_evaluates(
+    run: Runner, tmp_path: Path, iterations: int, compare: bool, made: list[str]
+) -> None:
+    seen = Evaluations()
+    method = make_method(iterations=iterations, finish=Repruned(compare=compare))
+    run(tmp_path / "run", method, callbacks=seen)
+    assert seen.made == made
+
+
 def test_what_a_finished_run_had_no_time_to_delete_is_deleted_later(
     run: Runner, tmp_path: Path
 ) -> None:

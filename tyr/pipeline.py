@@ -7,7 +7,7 @@ all take every step; the first one alone looks at files, writes them, and tells 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -124,9 +124,11 @@ class Pipeline:
             allocation, supernet = self.prune_and_search()
             with session.stage("finish", steps=len(session.decoder.sublayers)):
                 final = self.assemble(self.method.finish, allocation, supernet)
-            with session.stage("evaluation", steps=3):
+            others = self.comparisons(allocation, supernet)
+            with session.stage("evaluation", steps=1 + len(others)):
                 session.evaluate("tyr", lambda: final)
-                self.evaluate_others(allocation, supernet)
+                for name, make in others.items():
+                    session.evaluate(name, make)
             with session.stage("export", steps=1):
                 processes.alone(partial(self.export, final, allocation, provenance))
             processes.alone(partial(session.run_dir.finish, allocation))
@@ -233,17 +235,19 @@ class Pipeline:
         report = self.session.callbacks.on_sublayer_pruned
         return finish.assemble(Found(self.builder, allocation, supernet, directory, report))
 
-    def evaluate_others(self, allocation: Allocation, supernet: BuiltSupernet | None) -> None:
+    def comparisons(
+        self, allocation: Allocation, supernet: BuiltSupernet | None
+    ) -> dict[str, Callable[[], Reader]]:
         """What tyr is compared with: the uniform allocation, and the other way to finish."""
-        session = self.session
+        session, found = self.session, dict[str, Callable[[], Reader]]()
         if session.evaluator.uniform_baseline:
             grid = single_level_grid(self.builder.units, session.uniform)
             folder = session.run_dir.path / "uniform"
-            session.evaluate("uniform", lambda: prune_along(self.builder, grid, folder))
+            found["uniform"] = partial(prune_along, self.builder, grid, folder)
         if self.method.finish.compare and supernet is not None:
             other = self.method.finish.other()
-            name = f"tyr_{other.name}"
-            session.evaluate(name, lambda: self.assemble(other, allocation, supernet))
+            found[f"tyr_{other.name}"] = partial(self.assemble, other, allocation, supernet)
+        return found
 
     def export(self, final: Reader, allocation: Allocation, provenance: Provenance) -> None:
         """Write the smaller model and check that it lost exactly the budget."""

@@ -28,8 +28,8 @@ def test_measured_steps_are_projected_over_all_iterations() -> None:
     plan.step("", of=(1, 5), seconds=4.0)
     remaining = plan.remaining()
     # 4 generations; supernet and search once more; finish like a supernet; then the uniform model
-    # is pruned, and two models are evaluated.
-    assert remaining.seconds == pytest.approx(4 * 4 + 10 * 2 + 5 * 4 + 10 * 2 + 10 * 2 + 2 * 3)
+    # is pruned, and three models are evaluated.
+    assert remaining.seconds == pytest.approx(4 * 4 + 10 * 2 + 5 * 4 + 10 * 2 + 10 * 2 + 3 * 3)
     assert remaining.complete
 
 

@@ -22,7 +22,7 @@ TITLES: dict[str, str] = {
     "export": "export",
     "evaluation": "evaluate",
 }
-EVALUATED_MODELS = 2  # uniform and tyr, each as long as dense was
+EVALUATED_MODELS = 3  # tyr, uniform and the other way to finish, each as long as dense was
 
 
 @dataclass
