@@ -164,3 +164,12 @@ def test_llama_cpp_is_refused_more_than_one_sequence_before_it_measures(
     words = [str(tmp_path / "dense.gguf"), str(tmp_path / "pruned.gguf"), "--batch", "1", "2"]
     assert latency.main(words) == 2
     assert "one sequence only: leave --batch out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--engine compile", "--dtype auto", "--accelerator cpu"])
+def test_llama_cpp_is_refused_what_only_torch_takes(
+    option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [str(tmp_path / "dense.gguf"), str(tmp_path / "pruned.gguf"), *option.split()]
+    assert latency.main(words) == 2
+    assert f"llama.cpp takes no {option.split()[0]}: leave it out" in capsys.readouterr().err

@@ -58,10 +58,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch", type=int, nargs="+", default=[1], help="sequences at once")
     parser.add_argument("--repeats", type=int, default=5, help="timed generations")
     parser.add_argument("--warmup", type=int, default=1, help="untimed ones before them")
-    parser.add_argument("--engine", nargs="+", default=["eager"], help="eager, compile")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, float16")
+    parser.add_argument("--engine", nargs="+", help="eager (default), compile")
+    parser.add_argument("--dtype", help="auto (default), float32, bfloat16, float16")
     parser.add_argument("--threads", type=int, help="of the processor; default: the engine's")
-    parser.add_argument("--accelerator", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("--accelerator", help="auto (default), cpu, cuda, mps")
     parser.add_argument("--out", type=Path, help="folder for latency.csv and latency.png")
     return parser
 
@@ -100,16 +100,20 @@ def _engines(
     if files:
         if any(workload.batch != 1 for workload in wanted):
             raise ConfigError("llama.cpp is measured with one sequence only: leave --batch out")
+        for name in ("engine", "dtype", "accelerator"):
+            if getattr(given, name) is not None:
+                raise ConfigError(f"llama.cpp takes no --{name}: leave it out")
         return [{n: LlamaCppEngine(p, threads=given.threads) for n, p in paths.items()}]
     import torch
 
     if given.threads is not None:
         torch.set_num_threads(given.threads)
-    names = torch_engines(given.engine)
-    dtype = parse_dtype(given.dtype, key="--dtype", auto=torch.float32)
-    device = choose_device(given.accelerator)
-    check_directories(paths, wanted, dtype=dtype, device=device, stored=given.dtype == "auto")
-    chosen = "auto" if given.dtype == "auto" else dtype
+    names = torch_engines(given.engine or ["eager"])
+    asked = given.dtype or "auto"
+    dtype = parse_dtype(asked, key="--dtype", auto=torch.float32)
+    device = choose_device(given.accelerator or "auto", key="--accelerator")
+    check_directories(paths, wanted, dtype=dtype, device=device, stored=asked == "auto")
+    chosen = "auto" if asked == "auto" else dtype
     models = {name: load(path, device=device, dtype=chosen) for name, path in paths.items()}
     return [
         {key: TorchEngine(model, compiled=name == "compile") for key, model in models.items()}
