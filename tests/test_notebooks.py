@@ -35,11 +35,17 @@ def test_a_notebook_runs_on_a_fresh_run(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run_dir = tmp_path / "run"
+    run_dir = tmp_path / "outputs" / "example"
     words = ("debug=fast", "logger=csv", "callbacks=quiet", f"run_dir={run_dir}")
     assert run_cli(capsys, *words).status == 0
-    monkeypatch.setenv("TYR_RUN", str(run_dir))
-    names: dict[str, Any] = {}
-    for cell in code_cells(path):
-        exec(compile("".join(cell["source"]), path.name, "exec"), names)
-    assert names["history"].generations
+    folder = tmp_path / "notebooks"  # where Jupyter starts it
+    folder.mkdir()
+    for place, named in ((folder, None), (tmp_path, None), (tmp_path / "outputs", str(run_dir))):
+        monkeypatch.chdir(place)
+        monkeypatch.delenv("TYR_RUN", raising=False)
+        if named is not None:
+            monkeypatch.setenv("TYR_RUN", named)
+        names: dict[str, Any] = {}
+        for cell in code_cells(path):
+            exec(compile("".join(cell["source"]), path.name, "exec"), names)
+        assert names["history"].generations
