@@ -149,4 +149,4 @@ def test_a_launcher_that_is_not_installed_is_named_with_its_extra() -> None:
         "Could not find 'hydra/launcher/joblib'", "hydra/launcher/joblib"
     )
     said = explain(error, CONFIG_DIR)
-    assert said == "launcher=joblib needs: pip install 'tyr-pruner[sweep]'"
+    assert said == "launcher=joblib needs: pip install -e '.[sweep]'"

@@ -9,7 +9,7 @@ import pytest
 from tyr.export_gguf import main
 from tyr.model.loading import BUILT_IN
 
-pytest.importorskip("gguf", reason="gguf is not installed (pip install 'tyr-pruner[gguf]')")
+pytest.importorskip("gguf", reason="gguf is not installed (pip install -e '.[gguf]')")
 
 
 def test_a_model_is_converted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ import pytest
 from tests.cli import run_cli
 
 RUN = (sys.executable, "-m", "tyr.run", "-m")
-INSTALL = "pip install tyr-pruner[sweep]"
+INSTALL = "pip install -e '.[sweep]'"
 
 
 def environment(*folders: Path) -> dict[str, str]:

@@ -93,7 +93,7 @@ def _flatten(content: dict[str, object], prefix: str) -> list[str]:
 
 def _unknown_choice(group: str, word: str, config_dir: Path) -> str:
     if group == "hydra/launcher":
-        return f"launcher={word} needs: pip install 'tyr-pruner[sweep]'"
+        return f"launcher={word} needs: pip install -e '.[sweep]'"
     choices = groups(config_dir).get(group, [])
     return f"{group}={word} is unknown{near(word, choices)}; known: {', '.join(choices)}"
 

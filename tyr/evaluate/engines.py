@@ -235,7 +235,7 @@ class LlamaCppEngine:
             gguf: Any = importlib.import_module("gguf")
         except ImportError as error:
             raise ConfigError(
-                "engine llama.cpp needs llama-cpp-python: pip install 'tyr-pruner[gguf-test]'"
+                "engine llama.cpp needs llama-cpp-python: pip install -e '.[gguf-test]'"
             ) from error
         if not path.is_file():
             raise ConfigError(f"{path} is not a file: expected a GGUF model")

@@ -157,7 +157,7 @@ def check_installed() -> None:
     """
     if missing := [name for name in ("lm_eval", "accelerate") if find_spec(name) is None]:
         raise ConfigError(
-            f"tasks need {missing[0]}, which is not installed: `pip install 'tyr-pruner[eval]'`, "
+            f"tasks need {missing[0]}, which is not installed: `pip install -e '.[eval]'`, "
             f"or choose evaluator=perplexity"
         )
 

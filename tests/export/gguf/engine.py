@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-REASON = "llama-cpp-python is not installed (pip install 'tyr-pruner[gguf-test]')"
+REASON = "llama-cpp-python is not installed (pip install -e '.[gguf-test]')"
 
 
 def require_engine() -> Any:

@@ -24,7 +24,7 @@ from tyr.model.loading import BUILT_IN, PretrainedModel
 from tyr.model.sublayer import Structure
 from tyr.sparsity import SublayerId
 
-gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install 'tyr-pruner[gguf]')")
+gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install -e '.[gguf]')")
 
 CONF = Path(__file__).parents[3] / "conf" / "export" / "gguf.yaml"
 

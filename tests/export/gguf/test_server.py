@@ -24,7 +24,7 @@ from tyr.model.loading import BUILT_IN
 
 require_engine()
 pytest.importorskip(
-    "fastapi", reason="the server extra is not installed (pip install 'tyr-pruner[gguf-test]')"
+    "fastapi", reason="the server extra is not installed (pip install -e '.[gguf-test]')"
 )
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from tyr.export.gguf.layout import model_layout
 from tyr.export.gguf.source import open_directory
 from tyr.export.gguf.tensors import GgufTensor, gguf_tensors, head_rows, rope_order
 
-gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install 'tyr-pruner[gguf]')")
+gguf = pytest.importorskip("gguf", reason="gguf is not installed (pip install -e '.[gguf]')")
 
 
 def rotate_halves(vector: Tensor, angles: Tensor) -> Tensor:

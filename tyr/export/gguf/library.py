@@ -10,7 +10,7 @@ from typing import Any
 
 from tyr.errors import ConfigError
 
-INSTALL = "pip install 'tyr-pruner[gguf]'"
+INSTALL = "pip install -e '.[gguf]'"
 
 
 def gguf_library() -> Any:
