@@ -37,7 +37,7 @@ from gpu_stages import Workload
 from report import describe_run, write_results
 
 from tyr.ceilings import Ceilings, measure_ceilings
-from tyr.launch import describe_environment, plain_libraries
+from tyr.launch import plain_libraries
 from tyr.memory import peak_rss_bytes
 from tyr.plan_table import amount
 from tyr.trainer import choose_device
@@ -64,12 +64,20 @@ LEAST_TOKENS = 262144  # the rates of fewer say little about the whole
 def extrapolate(built: dict[str, Any], part: GpuSetting, whole: GpuSetting) -> float:
     """Seconds of the whole supernet iteration.
 
-    Passing the stream and summing Hessians go with tokens and blocks, solving with blocks alone.
+    Passing the stream and summing Hessians go with tokens and blocks; solving, mixing the levels
+    and waiting for the disk with blocks alone. Of fewer tokens less writing is hidden, so the last
+    is counted too high.
     """
     blocks = whole.blocks / part.blocks
     tokens = whole.calibration_tokens / part.calibration_tokens
-    stream = built["seconds"] - built["solve_seconds"] - built["disk_wait_seconds"]
-    return blocks * (tokens * stream + built["solve_seconds"] + built["disk_wait_seconds"])
+    stream = stream_seconds(built)
+    return blocks * (built["seconds"] - stream + tokens * stream)
+
+
+def stream_seconds(built: dict[str, Any]) -> float:
+    """Seconds of a build that go with its tokens."""
+    fixed = ("solve_seconds", "mix_seconds", "disk_wait_seconds")
+    return float(built["seconds"] - sum(built[key] for key in fixed))
 
 
 def extrapolate_generation(
@@ -136,13 +144,12 @@ def supernet_figures(
     plan, planner = stage(part.planner(), "supernet", device), whole.planner()
     full = stage(planner, "supernet", device)
     weights = planner.shape.parameters * getattr(torch, whole.dtype).itemsize
-    stream = built["seconds"] - built["solve_seconds"] - built["disk_wait_seconds"]
     return {
         "seconds": extrapolate(built, part, whole),
         "planned_seconds": full.seconds(ceilings),
         "measured": built,
         "measured_planned_seconds": plan.seconds(ceilings),
-        "share_of_gemm_rate": plan.compute / stream / ceilings.compute,
+        "share_of_gemm_rate": plan.compute / stream_seconds(built) / ceilings.compute,
         "share_of_solve_rate": plan.solve / built["solve_seconds"] / ceilings.solve,
         "share_of_time_waiting_for_disk": built["disk_wait_seconds"] / built["seconds"],
         "planned_device_bytes": full.memory + weights,
@@ -242,9 +249,7 @@ def main() -> None:
     )
     with place as name:
         measured = measure(part, whole, device, Path(name) / "supernet", stages=stages)
-    run = describe_run(torch.get_num_threads(), part.seed)
-    if device.type != "cpu":
-        run["environment"]["processor"] = describe_environment(device, part.seed)["processor"]
+    run = describe_run(torch.get_num_threads(), part.seed, device=str(device))
     path = arguments.output / ("gpu-toy" if arguments.toy else "gpu")
     earlier = earlier_figures(path.with_suffix(".json"), run["environment"]["processor"])
     figures = {**earlier, **measured}

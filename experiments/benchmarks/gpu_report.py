@@ -83,6 +83,7 @@ def supernet_text(supernet: dict[str, Any]) -> list[str]:
         f"{measured['solve_seconds']:.3g} s solving at "
         f"{supernet['share_of_solve_rate']:.1%} of the rate of solves "
         f"({amount(supernet['ceilings']['solve'], 'FLOP/s')}), "
+        f"{measured['mix_seconds']:.3g} s mixing levels, "
         f"{supernet['share_of_time_waiting_for_disk']:.1%} waiting for the disk; "
         f"{amount(measured['bytes'], 'B')} written. Device memory planned for the "
         f"whole: {amount(supernet['planned_device_bytes'], 'B')}.",

@@ -133,7 +133,11 @@ class Workload:
             if event.sublayer.index % EVERY == 0:
                 say(f"{event.sublayer.name} at {time.perf_counter() - started:.1f} s")
 
-        parts = {"solve": (LocalPruner, "prune"), "disk": (WriteBehind, "_settle")}
+        parts = {
+            "solve": (LocalPruner, "prune"),
+            "mix": (type(accumulation), "mix"),
+            "disk": (WriteBehind, "_settle"),
+        }
         reset_peak(self.device)
         with Clock(self.device, parts) as clock:
             seconds = self._timed(
@@ -144,6 +148,7 @@ class Workload:
         return {
             "seconds": seconds,
             "solve_seconds": clock.seconds["solve"],
+            "mix_seconds": clock.seconds["mix"],
             "disk_wait_seconds": clock.seconds["disk"],
             "bytes": self.store.bytes_on_disk,
             "peak_device_bytes": peak_bytes(self.device),

@@ -65,18 +65,20 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return ["| " + " | ".join(line) + " |" for line in lines]
 
 
-def describe_run(threads: int, seed: int) -> dict[str, Any]:
+def describe_run(threads: int, seed: int, *, device: str = "cpu") -> dict[str, Any]:
     """Command, machine, versions and commit."""
     import torch
 
     from tyr.launch import describe_environment
 
     torch.set_num_threads(threads)
-    environment = describe_environment(torch.device("cpu"), seed)
+    environment = describe_environment(torch.device(device), seed)
     command = ["python", *(_shown(word) for word in sys.argv)]
     return {
         "command": shlex.join(command),
-        "environment": {**environment, "processor": _processor()},
+        "environment": environment
+        if device != "cpu"
+        else {**environment, "processor": _processor()},
     }
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,15 @@ from tests.experiments.scripts import run_script
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:
     return run_script("gpu.py", "--accelerator", "cpu", *words)
+
+
+def test_only_what_goes_with_tokens_is_scaled_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "experiments" / "benchmarks"))
+    gpu = importlib.import_module("gpu")
+    part = replace(gpu.LLAMA, blocks=4, calibration_tokens=gpu.LLAMA.calibration_tokens // 16)
+    fixed = {"solve_seconds": 10.0, "mix_seconds": 5.0, "disk_wait_seconds": 3.0}
+    whole = gpu.extrapolate({"seconds": 100.0, **fixed}, part, gpu.LLAMA)
+    assert whole == pytest.approx(8 * (16 * 82 + 18))
 
 
 @pytest.mark.slow
