@@ -6,7 +6,7 @@ parent of every generation is measured afterwards on one fixed large sample, whi
 for. A search has arrived when that loss is at most the one that the paper's schedule of the same
 seed ends with. Every search is a file under `--out`, so an interrupted benchmark continues.
 
-    python experiments/benchmarks/fewer_tokens.py
+    python experiments/benchmarks/fewer_tokens.py --shared DIR
     python experiments/benchmarks/fewer_tokens.py --toy      # seconds, to see that it runs
 """
 
@@ -45,7 +45,11 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--out", type=Path, default=Path("outputs/fewer_tokens"))
     options.add_argument("--results", type=Path, default=RESULTS)
-    options.add_argument("--shared", type=Path, default=Path("../shared"))
+    options.add_argument(
+        "--shared",
+        type=Path,
+        help="folder with models/stories260K and data/tinystories-val.txt; without, built-in only",
+    )
     options.add_argument(
         "--engine", type=Path, default=ENGINE, help="recorded on a machine like this one"
     )

@@ -235,8 +235,11 @@ def built_in(scale: Scale, out: Path) -> Bench:
     return Bench("built-in", decoder, data.load(decoder.tokenizer), scale=scale, out=out)
 
 
-def stories(scale: Scale, out: Path, shared: Path) -> Bench | None:
+def stories(scale: Scale, out: Path, shared: Path | None) -> Bench | None:
     """stories260K on TinyStories, or None when it is not on this machine."""
+    if shared is None:
+        print("skipped: stories260K, because --shared names no folder with it")
+        return None
     from stories260k import Story
 
     model, text = shared / "models" / "stories260K", shared / "data" / "tinystories-val.txt"

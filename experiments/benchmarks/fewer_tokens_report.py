@@ -145,7 +145,7 @@ def report(name: str, summary: dict[str, Any], runs: Runs) -> list[str]:
 
 
 def goals(names: Sequence[str]) -> list[Goal]:
-    """What the issue asks for, per model."""
+    """The project's goals, per model."""
     found = []
     for name in names:
         path = ("models", name, FAST)
