@@ -210,7 +210,8 @@ def report(modes: dict[str, list[float]], runs: dict[str, list[dict[str, float]]
         "131,072 calibration, 32,768 search and 32,768 evaluation tokens, windows dealt at "
         "random; 3 iterations of 15 generations x 32 offspring, stages 2k/8k/32k.",
         "",
-        "| accumulation, perplexity of the uniform structure | deal 0 | three deals: mean (range) |",
+        "| accumulation, perplexity of the uniform structure | deal 0 | "
+        "three deals: mean (range) |",
         "|---|---|---|",
         *(f"| {mode} | {summary(values)} |" for mode, values in modes.items()),
         "",
