@@ -101,27 +101,32 @@ def inverse_flops(width: int) -> float:
     return float(width**3)
 
 
-def greedy_flops(width: int, outputs: int, kept: Sequence[float], *, carries: bool) -> float:
-    """One greedy pass, H⁻¹ and the exact weights of its levels included, in solving precision.
+def greedy_flops(
+    width: int, outputs: int, kept: Sequence[float], *, carries: bool, corrected: bool = False
+) -> float:
+    """One greedy pass with its right-hand side, H⁻¹ and the exact weights of its levels.
 
     Args:
         width: d.
         outputs: C.
         kept: fraction of the units that each level keeps.
-        carries: whether the pass carries the weights with it (in float64), or the levels are solved
-            at its end.
+        carries: whether the weights of levels are those that come through the pass (in float64), or
+            are solved at its end.
+        corrected: whether the right-hand side has the drift of the stream, and the pass begins at
+            its solution instead of at the dense weight.
     """
     left = width * min(kept)  # rows alive when the pass ends
-    inverse = inverse_flops(width)
-    of_weights = (width**2 - left**2) * outputs  # of those that units are ranked by
-    downdates = (width**3 - left**3) * 2 / 3 + of_weights
-    gradient = 2 * width**2 * outputs
+    of_weights = (width**2 - left**2) * outputs
+    downdates = (width**3 - left**3) * 2 / 3
+    gradient = 2 * width**2 * outputs * (3 if corrected else 1)
+    # W is brought up to date twice: for the scores, and in solving precision.
+    total = inverse_flops(width) + gradient + downdates + 2 * of_weights
     if carries:
-        return inverse + downdates + of_weights + gradient
+        return total
     rows = [width * share for share in kept if share < 1]
     if not rows:
-        return inverse + downdates + gradient
+        return total
     most = max(rows)
     nested = most**3 / 3 + most**2 * outputs  # one factor, one forward substitution
     solves = sum(size**2 * outputs for size in rows)
-    return inverse + downdates + gradient + nested + solves
+    return total + nested + solves

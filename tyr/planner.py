@@ -37,7 +37,7 @@ from tyr.pipeline import Method
 from tyr.prune.progressive import carries_weights
 from tyr.run_plan import Part, RunPlan, StagePlan
 from tyr.search.counts import SearchCounts, count_search
-from tyr.search_plan import search_parts
+from tyr.search_plan import TEACHER, search_parts
 from tyr.sparsity import KINDS, LevelGrid, SublayerId, uniform_allocation
 from tyr.supernet.finish import single_level_grid
 from tyr.trainer import Machines
@@ -212,7 +212,10 @@ class Planner:
             forward += self.shape.blocks * streams * moved
             hessians += self.shape.blocks * moments
             inverses += self.shape.blocks * inverse_flops(width)
-            solves = [greedy_flops(width, outputs, kept, carries=carries) for kept in levels]
+            solves = [
+                greedy_flops(width, outputs, kept, carries=carries, corrected=corrected)
+                for kept in levels
+            ]
             solve += self.shape.blocks * sum(solves) / len(grids)
         most = max(levels, key=sum)
         held = held_to_prune(load, settings, most, corrected=corrected)
@@ -248,6 +251,7 @@ class Planner:
             sum(part.compute for part in parts) / iterations,
             held=held,
             tokens=sum(count.evaluated_tokens for count in counts) / iterations,
+            alone=sum(p.compute for p in parts if p.name == TEACHER) / iterations,
             parts=tuple(parts),
         )
 

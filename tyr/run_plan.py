@@ -44,7 +44,7 @@ class StagePlan:
         disk: bytes written, once.
         held: most bytes held beside the dense weights.
         tokens: positions that it computes, once; of a search, those of all candidates.
-        alone: of `compute`, what the first process does while the others wait.
+        alone: of `compute`, what every process does for itself, or the first while others wait.
         devices: that share the rest and do not take each other's time.
         parts: what it consists of, where that is worth telling.
         memory: bytes beside the dense weights, on the device and in host memory, of one process.

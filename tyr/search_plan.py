@@ -12,6 +12,8 @@ from tyr.data import SplitSizes
 from tyr.run_plan import Part
 from tyr.search.counts import Call, SearchCounts
 
+TEACHER = "teacher"  # the part that every process computes for itself
+
 
 def search_parts(
     shape: Shape, counts: Sequence[SearchCounts], sizes: SplitSizes, *, kept: float
@@ -26,7 +28,7 @@ def search_parts(
     """
     # The teacher's states are computed once and serve every iteration.
     tokens, length = sizes.search_tokens, sizes.sequence_length
-    parts = [Part("teacher", 1, tokens, shape.forward_flops(tokens, length))]
+    parts = [Part(TEACHER, 1, tokens, shape.forward_flops(tokens, length))]
     starts = [(1, call) for count in counts for call in count.start]
     if starts:
         parts.append(_part(shape, "start", sum(bool(c.start) for c in counts), starts, kept=kept))
