@@ -77,7 +77,10 @@ class SublayerPruned:
 
 @dataclass(frozen=True)
 class StageLosses:
-    """Losses of one search stage: as many as candidates entered, sorted ascending."""
+    """Losses of one search stage, sorted ascending.
+
+    Of all candidates that entered, but for a parent whose loss on these positions was known.
+    """
 
     num_tokens: int
     losses: tuple[float, ...]
@@ -127,7 +130,7 @@ class GenerationFinished:
         raced_out: candidates that left a stage before its end; None without racing.
         archive_hits: losses that were known already; None without an archive.
         surrogate_rank_correlation: Spearman's, of predicted and measured losses of the first
-            stage's new candidates; None when nothing was predicted.
+            stage's new candidates; None when nothing was predicted, or in a single stage.
     """
 
     iteration: int

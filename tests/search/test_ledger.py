@@ -59,7 +59,3 @@ def test_without_an_archive_all_is_measured_again() -> None:
     assert evaluator.asked == [[A, A], [A]]
     assert ledger.archive_hits == 0
     assert ledger.evaluated_tokens == 3 * 8
-
-
-def test_an_evaluation_knows_its_tokens() -> None:
-    assert Evaluation(A, ONE.key(), 0.0).num_tokens == ONE.num_tokens == 8

@@ -31,11 +31,6 @@ class Evaluation:
     sample: SampleKey
     loss: float
 
-    @property
-    def num_tokens(self) -> int:
-        """Positions of the sample: its key is the length and the rows."""
-        return self.sample[0] * (len(self.sample) - 1)
-
 
 class Archive(Protocol):
     """Decides which losses are used again."""

@@ -3,7 +3,9 @@
 The parts of a search are asked, not imitated: the start is let loose on losses drawn at random, the
 surrogate proposes with nothing learned yet, samples and mutations are drawn as in the search. These
 are the most that is evaluated, exact with the paper's settings unless the parent meets the same
-positions again: racing lets candidates leave, and an archive knows more than is counted here.
+positions again: racing lets candidates leave, and an archive knows more than is counted here. A
+start in rounds is estimated: the nearer its parent stays to the centre, the more levels are around
+it (a tenth more in the worst case seen).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The evolutionary search of Algorithm 3, with staged selection and elitism (A.3).
+"""The evolutionary search of Algorithm 3, with staged selection (A.3) and elitism.
 
 Each generation: mutate the parent into offspring, thin them over the stages, let the parent compete
 in the last stage, keep the best. Everything random derives from (seed, iteration, generation), so a
@@ -56,7 +56,7 @@ class EvolutionarySearch:
         generations: per iteration (paper A.3: 50).
         offspring: candidates per generation (128).
         stages: pairs (tokens, survivors), the last with one survivor.
-        max_shifts: most shifts in one mutation (4).
+        max_shifts: most shifts in one mutation (4, as in EvoPress).
         batch_tokens: most positions in one forward call.
         compute_dtype: of sublayers and logits while candidates are scored; auto: the model's.
         structure_cache_bytes: most bytes of structures that stay on the device from stage to stage;

@@ -5,9 +5,10 @@ far is compared with the last of them on the chunks that both have seen: a one-s
 (tyr/search/paired.py) whose level is divided by the number of looks and of possible rivals. So the
 candidate that is truly best leaves a stage by mistake with at most the configured probability,
 whichever rival it is compared with and whenever. Chunks that chose the candidates earlier in the
-generation (nested samples) count in their losses, not in the tests. Those of earlier generations do
-testify, also where a stage takes the same text each time: the parent was chosen on them and looks
-better than it is, so that more of its equals are lost than configured (experiments/LOG.md).
+generation (nested samples) count in their losses, not in the tests, unless they were cut shorter
+then: whole sequences are pieces of their own. Those of earlier generations do testify, also where a
+stage takes the same text each time: the parent was chosen on them and looks better than it is, so
+that more of its equals are lost than configured (experiments/LOG.md).
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Selection:
         sample_key: positions that the first survivor's loss was measured on.
         num_tokens: positions of the stage.
         raced_out: candidates that left early.
-        known: losses at the front that were known before and not measured here.
+        known: losses at the front that an earlier generation measured.
     """
 
     losses: list[float]
@@ -259,7 +260,10 @@ class _Race:
 
 
 def _means(parts: Sequence[Sequence[float]], pieces: Sequence[Sample]) -> list[float]:
-    """Loss of every candidate on all pieces together."""
+    """Loss of every candidate on all pieces, the mean of theirs by positions.
+
+    For `kd_hidden`, a ratio of sums, that is near its value on all of them together.
+    """
     total = _tokens(pieces)
     weights = [piece.num_tokens / total for piece in pieces]
     return [
