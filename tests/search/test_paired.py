@@ -66,9 +66,11 @@ def test_the_law_of_variances_is_found_again() -> None:
 
 
 def test_equal_variances_are_pooled() -> None:
-    freedom, scale = variance_prior(normal(3, 50, seed=5).square().mean(dim=0) * 0 + 2.0, 3)
+    freedom, scale = variance_prior(double([2.0] * 50), 3)
     assert math.isinf(freedom)
-    assert scale > 0
+    # Smyth's estimator is of the logarithm: log(chi2_3 / 3) has the mean digamma(3/2) - log(3/2).
+    digamma = 2 - 2 * math.log(2) - 0.57721566490153286  # at 3/2
+    assert scale == pytest.approx(2 * math.exp(math.log(1.5) - digamma))
     assert variance_prior(double([0.0, 0.0]), 3) == (math.inf, 0.0)
 
 
@@ -79,15 +81,68 @@ def test_one_candidate_gets_the_ordinary_paired_t_test() -> None:
     assert p_value == pytest.approx(float(student_tail(double(t), 3)))
 
 
-def test_a_chunk_of_twice_the_tokens_counts_as_two() -> None:
-    # The same data, once as one heavier chunk: the mean moves as two chunks would move it.
-    differences = double([[1.0, 2.0], [4.0, 1.0], [0.5, 3.0]])
-    heavy = paired_p_values(differences, double([1.0, 2.0, 1.0]))
-    light = paired_p_values(differences, double([1.0, 1.0, 1.0]))
-    assert not torch.equal(heavy, light)
-    weights = double([0.25, 0.5, 0.25])
-    assert ((weights @ differences) > 0).all()
-    assert (heavy < 0.5).all()
+def by_hand(differences: list[list[float]], tokens: list[float]) -> list[float]:
+    """The slow twin of `paired_p_values`, number by number."""
+    chunks, whole = len(tokens), sum(tokens)
+    candidates = [[row[index] for row in differences] for index in range(len(differences[0]))]
+    means = [sum(n * d for n, d in zip(tokens, own, strict=True)) / whole for own in candidates]
+    variances = [
+        sum(n * chunks / whole * (d - mean) ** 2 for n, d in zip(tokens, own, strict=True))
+        / (chunks - 1)
+        for own, mean in zip(candidates, means, strict=True)
+    ]
+    prior, scale = variance_prior(double(variances), chunks - 1)
+    freedom = min(prior + chunks - 1, (chunks - 1) * len(candidates))
+    found = []
+    for mean, variance in zip(means, variances, strict=True):
+        drawn = scale
+        if math.isfinite(prior):
+            drawn = (prior * scale + (chunks - 1) * variance) / (prior + chunks - 1)
+        error = math.sqrt(max(drawn, variance) / chunks)
+        found.append(float(student_tail(double(mean / error), freedom)))
+    return found
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.7])  # variances of one size, and of very different ones
+@pytest.mark.parametrize("count", [1, 2, 12])
+@pytest.mark.parametrize("chunks", [2, 5])
+def test_p_values_are_those_worked_out_number_by_number(
+    spread: float, count: int, chunks: int
+) -> None:
+    priors = set()
+    for seed in range(5):
+        scale = 10 ** (spread * normal(count, seed=seed))
+        differences = 0.4 + scale * normal(chunks, count, seed=seed + 50)
+        tokens = 64.0 * torch.arange(1, chunks + 1, dtype=torch.float64)
+        expected = double(by_hand(differences.tolist(), tokens.tolist()))
+        torch.testing.assert_close(
+            paired_p_values(differences, tokens), expected, rtol=1e-9, atol=0
+        )
+        priors.add(math.isinf(variance_prior(differences.var(dim=0), chunks - 1)[0]))
+    if count == 12 and chunks == 5:
+        assert (True in priors) == (spread == 0.0), "both laws are met"
+
+
+def test_a_chunk_of_twice_the_tokens_counts_as_two_in_the_mean() -> None:
+    # Differences of one sign in the heavy chunk only: as its weight grows, the mean follows it.
+    differences = double([[-1.0], [2.0], [-0.5]])
+    p_values = [
+        float(paired_p_values(differences, double([1.0, weight, 1.0])))
+        for weight in (1.0, 4.0, 9.0)
+    ]
+    assert p_values == sorted(p_values, reverse=True)
+    assert p_values[0] > 0.4
+
+
+def test_who_scatters_most_is_not_accused_by_the_others_calm() -> None:
+    # Nineteen calm candidates say that variances are small; the twentieth is judged by its own.
+    calm = 0.01 * normal(4, 19, seed=3)
+    wild = double([[3.0], [-2.0], [4.0], [-1.0]])
+    ones = torch.ones(4, dtype=torch.float64)
+    together = float(paired_p_values(torch.cat([calm, wild], dim=1), ones)[-1])
+    t = float(wild.mean() / (wild.std() / 2))
+    assert together > float(student_tail(double(t), 3 * 20))
+    assert together > 0.2
 
 
 def test_without_any_scatter_a_difference_is_certain_and_none_is_no_evidence() -> None:
