@@ -315,7 +315,7 @@ def test_a_missing_lm_eval_is_refused_before_any_work(
     missing: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(harness_module, "find_spec", lambda name: None if name == missing else name)
-    install = rf"need {missing}, which is not installed: `pip install 'tyr-pruner\[eval\]'`"
+    install = rf"need {missing}, which is not installed: `pip install -e '.\[eval\]'`"
     with pytest.raises(ConfigError, match=install):
         FileTasks(folder, None)
 

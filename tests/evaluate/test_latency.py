@@ -347,7 +347,7 @@ def test_llama_cpp_that_is_not_installed_is_named_with_its_extra(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setitem(sys.modules, "llama_cpp", None)
-    with pytest.raises(ConfigError, match=r"pip install 'tyr-pruner\[gguf-test\]'"):
+    with pytest.raises(ConfigError, match=r"pip install -e '.\[gguf-test\]'"):
         LlamaCppEngine(tmp_path / "m.gguf")
 
 

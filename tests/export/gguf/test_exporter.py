@@ -125,7 +125,7 @@ def test_a_missing_library_is_said_before_a_run_starts(
 ) -> None:
     without_gguf(monkeypatch)
     for attempt in (GgufExport, lambda: convert(BUILT_IN, tmp_path / "m.gguf")):
-        with pytest.raises(ConfigError, match=r"pip install 'tyr-pruner\[gguf\]'"):
+        with pytest.raises(ConfigError, match=r"pip install -e '.\[gguf\]'"):
             attempt()
 
 
