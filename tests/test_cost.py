@@ -209,6 +209,35 @@ def test_pruning_consists_of_a_walk_and_the_moments_of_its_features() -> None:
     assert {part.times for part in parts.values()} == {4}
 
 
+def test_measuring_a_model_is_its_forward_with_logits_beside_the_dense_ones() -> None:
+    config, tokens = LlamaConfig(), 286720
+    shape = shape_of(config)
+    made = planner(SelfTarget(), config, SplitSizes(4096, 1 << 20, 131072, tokens))
+    stages = {stage.name: stage for stage in made.plan().stages}
+    forward, logits = shape.forward_flops(tokens, 4096), shape.vocabulary_flops(tokens)
+    assert stages["dense"].compute == forward + logits
+    # Uniform, tyr and what the other way to finish gives: each half as much as the dense model
+    # beside it; two sets of logits for KL and one for perplexity.
+    models = 3 * (forward + made.kept * forward + 3 * logits)
+    assert made.kept == pytest.approx(0.5, abs=0.01)
+    pruned = stages["finish"].compute  # the uniform baseline, along one path as the finish
+    assert stages["evaluation"].compute == pytest.approx(models + pruned)
+    assert stages["evaluation"].alone == pytest.approx(models)
+
+
+def test_a_corrected_target_has_the_moments_of_both_streams() -> None:
+    config, tokens = LlamaConfig(), 1 << 20
+    sizes = SplitSizes(4096, tokens, 131072, 286720)
+    found = []
+    for target in (SelfTarget(), CorrectedTarget()):
+        stages = planner(target, config, sizes).plan().stages
+        parts = next(stage.parts for stage in stages if stage.name == "supernet")
+        found.append(next(part.compute for part in parts if part.name == "Hessians"))
+    widths, outputs = [config.hidden_size, config.intermediate_size], config.hidden_size
+    crossed = sum(2 * tokens * width * (width + outputs) for width in widths)
+    assert found[1] - found[0] == pytest.approx(4 * config.num_hidden_layers * crossed)
+
+
 def test_the_plan_of_an_8b_model_has_the_known_magnitudes() -> None:
     """Worked out by hand: 59 PFLOP of forward, 55 of FFN Hessians before symmetry, 19 per dense
     generation, about 10 with slicing and sharing."""

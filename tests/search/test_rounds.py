@@ -145,3 +145,32 @@ def test_a_discount_of_zero_forgets_earlier_rounds() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="start needs rounds >= 1, radius >= 1"):
         RoundsStart(**settings)
+
+
+def test_the_newest_round_weighs_most_in_the_optima() -> None:
+    parent = (0, 0, 0, 0)  # budgets are kept among sublayers of a kind: every second one
+    flat, still = {-1: 0.0, 0: 0.0, 1: 0.0}, {0: 0.0}
+    before = [{-1: 3.0, 0: 0.0, 1: -3.0}, still, flat, still]
+    now = [{-1: -2.0, 0: 0.0, 1: 2.0}, still, flat, still]
+    start = RoundsStart(radius=1, discount=0.5)
+    assert start._optima([before, now], parent) == [(-1, 0, 1, 0)]
+    assert start._optima([now, before], parent) == [(1, 0, -1, 0)]
+
+
+def test_optima_go_as_far_as_the_radius_while_steps_are_worth_their_price() -> None:
+    gain = {-2: 9.0, -1: 4.0, 0: 0.0, 1: -4.0, 2: -7.0}
+    free, still = dict.fromkeys(gain, 0.0), {0: 0.0}
+    found = RoundsStart(radius=2)._optima([[gain, still, free, still]], (0, 0, 0, 0))
+    assert found[0] == (1, 0, -1, 0), "the nearest first"
+    assert (2, 0, -2, 0) in found
+
+
+def test_a_price_leaves_changes_that_gain_next_to_nothing() -> None:
+    much = {-2: 0.0, -1: 0.0, 0: 0.0, 1: -4.0, 2: -8.0}
+    free = dict.fromkeys(much, 0.0)
+    little, still = {**free, 1: -0.001}, {0: 0.0}
+    increments = [much, still, free, still, little, still, free, still]
+    found = RoundsStart(radius=2)._optima([increments], (0,) * 8)
+    places = [levels[::2] for levels in found]
+    assert any(levels[:2] == (2, -2) and levels[2:] == (0, 0) for levels in places)
+    assert any(levels[2] == 1 for levels in places), "and without a price it is made"
