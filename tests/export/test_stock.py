@@ -144,7 +144,8 @@ def test_blocks_that_differ_or_are_empty_are_refused(
 def llama(**changes: Any) -> PretrainedConfig:
     """The sizes of Llama-3.1-8B."""
     sizes = {"num_attention_heads": 32, "num_key_value_heads": 8, "intermediate_size": 14336}
-    return LlamaConfig(hidden_size=4096, num_hidden_layers=32, **{**sizes, **changes})
+    depth = {"hidden_size": 4096, "num_hidden_layers": 32}
+    return LlamaConfig(**{**depth, **sizes, **changes})
 
 
 UNITS = UnitCounts((8,) * 32, (14336,) * 32)
@@ -162,6 +163,22 @@ def test_a_head_count_that_the_class_refuses_is_named_with_those_it_takes() -> N
     )
     with pytest.raises(ConfigError, match=message):
         check_stock(llama(), UNITS, sparsity=0.375, layout=UNIFORM)
+
+
+def test_a_sparsity_that_only_a_rounder_number_reaches_is_offered_too() -> None:
+    # Two of three groups go; 0.6667 of 3 x 100 neurons are 200, no multiple of three equal blocks.
+    config = llama(
+        hidden_size=54,
+        head_dim=8,
+        num_attention_heads=6,
+        num_key_value_heads=3,
+        intermediate_size=100,
+        num_hidden_layers=3,
+    )
+    units = UnitCounts((3,) * 3, (100,) * 3)
+    with pytest.raises(ConfigError, match=r"sparsities it takes: 0, 0\.67; use one of these"):
+        check_stock(config, units, sparsity=0.33, layout=UNIFORM)
+    check_stock(config, units, sparsity=0.67, layout=UNIFORM)
 
 
 def test_a_class_without_that_rule_takes_any_head_count() -> None:
