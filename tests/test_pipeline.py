@@ -253,6 +253,33 @@ def test_the_last_stage_says_how_many_models_it_evaluates(
     assert seen.made == made
 
 
+class FinishSteps(events.Callback):
+    """What the finish said it would report, and how many sublayers it pruned."""
+
+    def __init__(self) -> None:
+        self.said = self.pruned = 0
+        self._stage = ""
+
+    def on_stage_start(self, event: events.StageStarted) -> None:
+        self._stage = event.stage
+        if event.stage == "finish":
+            self.said = event.steps
+
+    def on_sublayer_pruned(self, event: events.SublayerPruned) -> None:
+        self.pruned += self._stage == "finish"
+
+
+@pytest.mark.parametrize(
+    ("finish", "said", "pruned"), [(Repruned(), 2 * BLOCKS, 2 * BLOCKS), (FromSupernet(), 1, 0)]
+)
+def test_a_finish_announces_the_sublayers_that_it_prunes(
+    run: Runner, tmp_path: Path, finish: Any, said: int, pruned: int
+) -> None:
+    seen = FinishSteps()
+    run(tmp_path / "run", make_method(iterations=1, finish=finish), callbacks=seen)
+    assert (seen.said, seen.pruned) == (said, pruned)
+
+
 def test_what_a_finished_run_had_no_time_to_delete_is_deleted_later(
     run: Runner, tmp_path: Path
 ) -> None:

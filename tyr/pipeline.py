@@ -83,7 +83,7 @@ class Method:
     def __post_init__(self) -> None:
         if self.iterations < 0:
             raise ConfigError(f"iterations must not be negative, got {self.iterations}")
-        if self.iterations == 0 and self.finish.name == "supernet":
+        if self.iterations == 0 and not self.finish.prunes:
             raise ConfigError("finish=supernet needs iterations >= 1; use finish=repruned")
         if self.supernet.equal_blocks and self.iterations > 0:
             raise ConfigError(
@@ -122,8 +122,9 @@ class Pipeline:
             with session.stage("dense", steps=1):
                 session.evaluate("dense", lambda: None)
             allocation, supernet = self.prune_and_search()
-            with session.stage("finish", steps=len(session.decoder.sublayers)):
-                final = self.assemble(self.method.finish, allocation, supernet)
+            finish, sublayers = self.method.finish, len(session.decoder.sublayers)
+            with session.stage("finish", steps=sublayers if finish.prunes else 1):
+                final = self.assemble(finish, allocation, supernet)
             others = self.comparisons(allocation, supernet)
             with session.stage("evaluation", steps=1 + len(others)):
                 session.evaluate("tyr", lambda: final)

@@ -278,7 +278,7 @@ class Planner:
         return self.method.finish.compare and self.method.iterations > 0
 
     def _reprunes(self) -> bool:
-        return self.method.finish.name == "repruned"
+        return self.method.finish.prunes
 
     def _single_level_stores(self) -> int:
         """Walks with one level: the uniform baseline's, and that of a way to finish."""

@@ -54,6 +54,7 @@ class Finish(Protocol):
     """Turns an allocation into structures."""
 
     name: str
+    prunes: bool  # whether sublayers are pruned, and reported, once more
     compare: bool  # also evaluate what the other way of finishing gives
 
     def other(self) -> Finish:
@@ -105,6 +106,7 @@ class Repruned:
     """
 
     name = "repruned"
+    prunes = True
 
     def __init__(self, *, compare: bool = True) -> None:
         self.compare = compare
@@ -129,6 +131,7 @@ class FromSupernet:
     """
 
     name = "supernet"
+    prunes = False
 
     def __init__(self, *, compare: bool = True) -> None:
         self.compare = compare
