@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from tyr.errors import StoreError
-from tyr.files import write_json
+from tyr.files import read_json, write_json
 from tyr.model.sublayer import Structure
 from tyr.sparsity import SublayerId
 
@@ -205,18 +205,22 @@ class SupernetStore:
 
     def _load(self) -> None:
         manifest = self.directory / MANIFEST
-        if manifest.is_file():
-            try:
-                content = json.loads(manifest.read_text(encoding="utf-8"))
-                if content["format"] == FORMAT and content["header"] == self.header:
-                    self._entries = _usable(content["sublayers"])
-                    return
-                logger.warning("%s belongs to other settings: starting it afresh", manifest)
-            except (ValueError, LookupError, TypeError, AttributeError):
-                logger.warning("%s is damaged: this supernet will be rebuilt", manifest)
+        known = read_json(manifest, self._known, without="this supernet will be rebuilt")
+        if known is not None:
+            self._entries = known
+            return
         if self.directory.exists():
             self.delete()
         self._write_manifest({})
+
+    def _known(self, content: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
+        """Entries of a manifest; None when it answers another question."""
+        if content["format"] == FORMAT and content["header"] == self.header:
+            return _usable(content["sublayers"])
+        logger.warning(
+            "%s belongs to other settings: starting it afresh", self.directory / MANIFEST
+        )
+        return None
 
     def _write_manifest(self, entries: Mapping[str, dict[str, Any]]) -> None:
         """Replace the manifest; what it names is in the store."""
