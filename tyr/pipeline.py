@@ -140,9 +140,10 @@ class Pipeline:
     def _finished(self) -> Allocation | None:
         """The allocation of a run that has all its results, else None."""
         run_dir = self.session.run_dir
-        measured = {"dense", "tyr"} <= run_dir.evaluations().keys()
-        exported = self.method.exporter.finished(run_dir.model)
-        return run_dir.finished_allocation() if measured and exported else None
+        allocation = run_dir.finished_allocation()
+        if allocation is None or not {"dense", "tyr"} <= run_dir.evaluations().keys():
+            return None
+        return allocation if self.method.exporter.finished(run_dir.model) else None
 
     def prune_and_search(self) -> tuple[Allocation, BuiltSupernet | None]:
         """The loop of Algorithm 4; what an interrupted run finished is not done again."""
