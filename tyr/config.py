@@ -61,7 +61,7 @@ class TyrConfig:
 
 
 def check_values(node: Mapping[str, Any], key: str) -> None:
-    """Refuse what a constructor does not have, and words where it wants a number or true or false.
+    """Refuse what a constructor does not have, and values of another kind than it wants.
 
     Only what the constructor's annotations say: ranges are its own business.
 

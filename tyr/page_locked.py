@@ -65,10 +65,10 @@ def page_locked_bytes(total: float) -> float:
     A piece may be left up to an eighth empty, as three matrices of 270 MiB leave one of a GiB; the
     last piece has a power of two.
     """
-    whole, rest = divmod(math.ceil(total), PIECE)
-    if whole == 0:
-        return float(1 << (rest - 1).bit_length() if rest else 0)
-    return float(math.ceil(1.125 * total / PIECE) * PIECE)
+    size = math.ceil(total)
+    if size < PIECE:
+        return float(1 << (size - 1).bit_length() if size else 0)
+    return float(math.ceil(1.125 * size / PIECE) * PIECE)
 
 
 def _aligned(size: int) -> int:

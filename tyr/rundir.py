@@ -102,12 +102,12 @@ class RunDirectory:
                 )
             self._check_same(written.read_text(encoding="utf-8"), config_yaml)
             return True
-        for pattern in RESULTS:
-            for left in self.path.glob(pattern):
-                raise ResumeError(
-                    f"{self.path} holds {left.name} but no config.yaml to say what of: choose "
-                    f"another run_dir, or empty this one"
-                )
+        found = (left for pattern in RESULTS for left in self.path.glob(pattern))
+        if (left := next(found, None)) is not None:
+            raise ResumeError(
+                f"{self.path} holds {left.name} but no config.yaml to say what of: choose "
+                f"another run_dir, or empty this one"
+            )
         write_text(written, config_yaml, sync=True)
         return False
 
